@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all of their own set-up: a virtual environment in .venv with the pinned torch.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# An unpinned torch pulls several GB of CUDA libraries.
+TORCH := torch==2.13.0
+OUT ?= out
+
+.PHONY: demo test test-full lint format clean setup benchmarks
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("flrc-edge needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/flrc-edge demo -o $(OUT)/demo --overwrite
+
+test: setup
+	$(BIN)/python -m pytest -m 'not full'
+
+test-full: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Measures every figure of docs/benchmarks.md again; nothing else may run meanwhile.
+benchmarks: setup
+	$(BIN)/flrc-edge pull smollm2-135m
+	$(BIN)/flrc-edge compare smollm2-135m --keep .9,.8,.6 --save docs/benchmarks.json
+
+clean:
+	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

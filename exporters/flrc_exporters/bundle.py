@@ -1,0 +1,167 @@
+"""Checkpoint folder in, bundle folder out: stage graphs, one weight file, tokenizer, ``flrc.json``."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from flrc_runtime import manifest as manifests
+from flrc_runtime.errors import FormatError, UsageError
+from flrc_runtime.files import check_output_folder, published_folder, read_json, resolve_inside, write_json
+from flrc_runtime.manifest import Manifest, StageInfo
+
+from .architectures import DecoderConfig
+from .decoder import Formats
+from .genai import eos_tokens, genai_config
+from .layout import group_layouts
+from .number_format import Dtype, NumberFormat
+from .parity import check_graph, check_values
+from .source import CheckpointTensors
+from .stages import attach_weights, build_stage, save_stage, stage_file
+from .weights import FILE_NAME, Recipe, Stored, Vector, WeightFile, recipes
+
+DEFAULT_CONTEXT = 4096
+_COPIED = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
+_PACKAGES = ("flrc-edge", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+
+log = logging.getLogger(__name__)
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    *,
+    dtype: Dtype = "int4",
+    head: Dtype | None = None,
+    context: int | None = None,
+    accuracy_level: Literal[0, 1, 4] = 4,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Manifest:
+    """Write a bundle.
+
+    Args:
+        checkpoint: What ``compress`` wrote.
+        output: The bundle folder; published by one rename, or left as it was.
+        dtype: Number format of the projections; integers are rounded to nearest.
+        head: Number format of embedding and head, or None for the one of ``dtype``.
+        context: Positions (tokens) a conversation may have, or None for the model's own, at most 4096.
+        accuracy_level: 4: integer kernels round activations to int8, 2-3 times faster; 0 or 1: they do not.
+        overwrite: Replace an earlier bundle.
+        progress: Called with what is being done, steps done and steps in all.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        UsageError: The output exists, or the context is out of range.
+        VerificationError: The checkpoint is damaged, or a written value differs from it.
+        UnsupportedModelError: The decoder cannot compute this model.
+    """
+    check_output_folder(output, overwrite=overwrite)
+    written = manifests.read(checkpoint, "checkpoint")
+    resolve_inside(checkpoint, "tokenizer.json")
+    raw = read_json(resolve_inside(checkpoint, "config.json"))
+    if not isinstance(raw, dict):
+        raise FormatError(f"{checkpoint.name}/config.json is not an object")
+    config = DecoderConfig.from_hf(raw)
+    positions = _context(context, config)
+    source = CheckpointTensors(checkpoint)
+    _check_plan(written, config, source)
+    embedding = NumberFormat.named(head or dtype, accuracy_level)
+    formats = Formats(NumberFormat.named(dtype, accuracy_level), embedding, embedding)
+    groups = group_layouts(config, written.plan)
+    wanted = recipes(config, groups, formats)
+
+    def report(what: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, all_: progress(what, done, all_)
+
+    with published_folder(output, overwrite=overwrite) as folder:
+        weights = WeightFile(folder / FILE_NAME)
+        weights.write(source, wanted, progress=report("weights"))
+        weights.write_rotary(config, positions)
+        stages, log_progress = [], report("stages")
+        for stage in range(written.plan.num_stages):
+            model = build_stage(config, groups, stage=stage, formats=formats, context=positions)
+            used = attach_weights(model, weights.table, folder)
+            save_stage(model, folder / stage_file(stage))
+            check_graph(folder / stage_file(stage), config, context=positions)
+            size = bytes_read(used, config.vocab_size)
+            stages.append(StageInfo(stage_file(stage), round(written.plan.kept(stage), 6), size))
+            if log_progress is not None:
+                log_progress(stage + 1, written.plan.num_stages)
+        errors = check_values(weights.path, weights.table, wanted, source)
+        _log_errors(errors, wanted)
+        generation = _copy_files(checkpoint, folder)
+        write_json(
+            folder / "genai_config.json",
+            genai_config(config, generation, context=positions, graph=stage_file(0)),
+        )
+        eos = eos_tokens(config, generation)
+        return manifests.seal(
+            folder,
+            replace(
+                written,
+                kind="bundle",
+                dtype=dtype,
+                model=replace(written.model, context_length=positions, eos_token_ids=eos),
+                stages=tuple(stages),
+                versions={**written.versions, **{name: version(name) for name in _PACKAGES}},
+            ),
+        )
+
+
+def bytes_read(used: list[Stored], vocab_size: int) -> int:
+    """Return the bytes of weights a decode step reads: no rotary caches, one row of the embedding."""
+    rows = [s for s in used if s.name.startswith("model.embed_tokens.")]
+    rest = [s for s in used if s not in rows and not s.name.startswith("model.rotary.")]
+    return sum(s.length for s in rest) + sum(s.length // vocab_size for s in rows)
+
+
+def _context(asked: int | None, config: DecoderConfig) -> int:
+    if asked is None:
+        return min(config.context_length, DEFAULT_CONTEXT)
+    if not 2 <= asked <= config.context_length:
+        raise UsageError(f"context {asked} must lie between 2 and the model's {config.context_length} tokens")
+    return asked
+
+
+def _check_plan(manifest: Manifest, config: DecoderConfig, source: CheckpointTensors) -> None:
+    """Refuse a checkpoint whose plan, configuration and tensors disagree."""
+    plans = manifest.plan.by_name()
+    expected = {p.name: p.shape for p in config.projections()}
+    if {name: plan.shape for name, plan in plans.items()} != expected:
+        odd = sorted(set(plans) ^ set(expected)) or [n for n in plans if plans[n].shape != expected[n]]
+        raise FormatError(f"flrc.json: the plan does not fit config.json at {odd[0]}")
+    shapes = dict(config.other_tensors())
+    for name, plan in plans.items():
+        rank = plan.ranks[0]
+        if rank is None:
+            shapes[f"{name}.weight"] = plan.shape
+        else:
+            shapes[f"{name}.U"], shapes[f"{name}.V"] = (plan.shape[0], rank), (rank, plan.shape[1])
+    for name, shape in shapes.items():
+        if source.shape(name) != shape:
+            raise FormatError(f"tensor {name} has shape {source.shape(name)}, the plan says {shape}")
+
+
+def _copy_files(checkpoint: Path, folder: Path) -> Mapping[str, Any]:
+    """Copy tokenizer and configurations; return the content of generation_config.json."""
+    shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
+    for name in _COPIED:
+        if (checkpoint / name).exists():
+            shutil.copyfile(checkpoint / name, folder / name)
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.exists() else {}
+    return generation if isinstance(generation, dict) else {}
+
+
+def _log_errors(errors: Mapping[str, float], wanted: list[Recipe]) -> None:
+    worst = max((r for r in wanted if not isinstance(r, Vector)), key=lambda r: errors[r.name])
+    if errors[worst.name]:
+        log.debug("largest rounding error: %.1f %% of the norm, in %s", 100 * errors[worst.name], worst.name)

@@ -1,0 +1,119 @@
+"""The check before a bundle is published: what was written is what the checkpoint holds, and it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from flrc_runtime.errors import NumericalError, VerificationError
+
+from .architectures import DecoderConfig
+from .number_format import Bytes, Float, dequantize
+from .source import CheckpointTensors
+from .weights import Matrix, Recipe, Stored, Vector, slabs, vector_values
+
+# Largest ‖ŵ − w‖ / ‖w‖ of a matrix rounded to nearest in blocks of 32. Gaussian weights give 0.007 and 0.08;
+# a zeroed, permuted or wrongly scaled matrix gives 0.5 and more.
+TOLERANCE = {32: 0.0, 8: 0.03, 4: 0.25}
+PROBE_TOKENS = 8
+
+
+def check_values(
+    path: Path, table: Mapping[str, Stored], recipes: Iterable[Recipe], source: CheckpointTensors
+) -> dict[str, float]:
+    """Read every tensor of ``weights.bin`` back and compare it with the checkpoint, in norm and direction.
+
+    Returns:
+        The relative error ``‖ŵ − w‖ / ‖w‖`` of every matrix, by its name in the graph.
+
+    Raises:
+        VerificationError: A tensor differs by more than rounding explains.
+    """
+    errors: dict[str, float] = {}
+    for recipe in recipes:
+        if isinstance(recipe, Vector):
+            stored = table[recipe.name].read(path)
+            if not np.array_equal(stored, vector_values(source, recipe)):
+                raise _differs(recipe.name, 1.0)
+        else:
+            errors[recipe.name] = _matrix_error(path, table, recipe, source)
+    return errors
+
+
+def _matrix_error(
+    path: Path, table: Mapping[str, Stored], matrix: Matrix, source: CheckpointTensors
+) -> float:
+    difference = norm = written_norm = product = 0.0
+    for start, wanted in slabs(source, matrix):
+        written = _read_rows(path, table, matrix, start, start + len(wanted))
+        difference += float(np.square(written - wanted, dtype=np.float64).sum())
+        norm += float(np.square(wanted, dtype=np.float64).sum())
+        written_norm += float(np.square(written, dtype=np.float64).sum())
+        product += float(np.multiply(written, wanted, dtype=np.float64).sum())
+    tolerance = TOLERANCE[matrix.format.bits]
+    error = float(np.sqrt(difference / norm)) if norm else float(written_norm > 0)
+    correlation = (
+        product / np.sqrt(norm * written_norm) if norm * written_norm > 0 else float(norm == written_norm)
+    )
+    if not np.isfinite(error) or error > tolerance or correlation < 1 - tolerance**2 - 1e-6:
+        raise _differs(matrix.name, error)
+    return error
+
+
+def _read_rows(path: Path, table: Mapping[str, Stored], matrix: Matrix, start: int, stop: int) -> Float:
+    if not matrix.format.quantized:
+        weight = table[f"{matrix.name}.weight"].read(path)
+        rows = weight[:, start:stop].T if matrix.transposed else weight[start:stop]
+        return np.asarray(rows, np.float32)
+    name = f"{matrix.name}.{'qrows' if matrix.is_embedding else 'qweight'}"
+    out, blocks, size = matrix.format.packed_shape(*matrix.shape)
+    packed: Bytes = table[name].read(path).reshape(out, blocks, size)[start:stop]  # type: ignore[assignment]
+    scales: Float = table[f"{matrix.name}.scales"].read(path)[start:stop]  # type: ignore[assignment]
+    return dequantize(packed, scales, matrix.shape[1])
+
+
+def _differs(name: str, error: float) -> VerificationError:
+    return VerificationError(
+        f"the exported {name} differs from the checkpoint by {error:.0%} of its norm",
+        hint="nothing was written; please report this with the checkpoint's flrc.json",
+    )
+
+
+def check_graph(path: Path, config: DecoderConfig, *, context: int) -> None:
+    """Load a stage in onnxruntime and run a short prompt and one step.
+
+    Raises:
+        NumericalError: A logit is not finite.
+        VerificationError: onnxruntime does not load or run the graph.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        past = [np.zeros((1, config.num_kv_heads, 0, config.head_dim), np.float32)] * (2 * config.num_layers)
+        length = min(PROBE_TOKENS, context - 1)
+        ids = np.linspace(0, config.vocab_size - 1, length).astype(np.int64)[None]
+        logits, *past = session.run(None, _feeds(config, ids, past))
+        step, *_ = session.run(None, _feeds(config, ids[:, :1], past))
+    except Exception as error:  # onnxruntime raises its own classes, which share no public base
+        raise VerificationError(f"onnxruntime cannot run {path.name}: {error}") from error
+    if not (np.isfinite(logits).all() and np.isfinite(step).all()):
+        raise NumericalError(f"{path.name} gives logits that are not finite")
+
+
+def _feeds(
+    config: DecoderConfig, ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]], past: list[Float]
+) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+    total = past[0].shape[2] + ids.shape[1]
+    feeds: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
+        "input_ids": ids,
+        "attention_mask": np.ones((1, total), np.int64),
+    }
+    for i in range(config.num_layers):
+        feeds[f"past_key_values.{i}.key"] = past[2 * i]
+        feeds[f"past_key_values.{i}.value"] = past[2 * i + 1]
+    return feeds

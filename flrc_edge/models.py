@@ -1,0 +1,259 @@
+"""Open a causal language model: a Hugging Face folder, a hub id, a GGUF file or a built-in name.
+
+:func:`resolve_model` refuses from ``config.json`` and file headers alone, before torch is imported or weights
+are downloaded; :func:`open_model` then loads. No code of a model is ever run and no pickle opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from flrc_exporters.architectures import DecoderConfig
+from flrc_runtime.errors import FlrcError, FormatError, UnsupportedModelError, UsageError
+from flrc_runtime.files import published_folder, sha256_of
+
+from .builtin_models import BUILTIN
+from .cache import cache_folder, locked
+from .hf_config import read_config
+from .model_folder import check_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+DTYPES = ("float32", "bfloat16", "float16")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found and is of a supported family; nothing of it is loaded yet.
+
+    Attributes:
+        name: How it is called in manifests and tables.
+        kind: ``folder``, ``hub`` or ``gguf``.
+        location: The folder or file; for the hub the id.
+        config: The decoder.
+        hf_config: Its ``config.json``, normalized (see :mod:`flrc_edge.hf_config`).
+    """
+
+    name: str
+    kind: Literal["folder", "hub", "gguf"]
+    location: str
+    config: DecoderConfig
+    hf_config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory, in eval mode.
+
+    Attributes:
+        name: How it is called in manifests and tables.
+        path: The Hugging Face folder it was loaded from.
+        config: The decoder.
+        hf_config: Its ``config.json`` in both rope spellings.
+        model: The torch model (SDPA attention, eval mode).
+        tokenizer: Exactly what ``tokenizer.json`` says.
+    """
+
+    name: str
+    path: Path
+    config: DecoderConfig
+    hf_config: Mapping[str, Any]
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+
+
+def resolve_model(name_or_path: str) -> ModelSource:
+    """Find a model and refuse it early if it cannot be compressed.
+
+    Args:
+        name_or_path: A built-in name, a folder, a ``.gguf`` file or a hub id. A built-in name wins over a
+            folder of that name; write ``./name`` for the folder.
+
+    Raises:
+        FlrcError: Unknown name, missing folder, a built-in model that was not pulled, pickled weights.
+        FormatError: A weight file is truncated, missing or not what ``config.json`` says.
+        UnsupportedModelError: The family or a field of its configuration is not handled.
+    """
+    if name_or_path in BUILTIN:
+        return _builtin(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if name_or_path and path.is_dir():
+        return _folder(path)
+    if name_or_path and path.is_file():
+        from .gguf_file import read_gguf
+
+        gguf = read_gguf(path)
+        return ModelSource(path.stem, "gguf", str(path), DecoderConfig.from_hf(gguf.config), gguf.config)
+    if _HUB_ID.match(name_or_path) and not name_or_path.lower().endswith(".gguf"):
+        from .hub import fetch_config
+
+        config = fetch_config(name_or_path)
+        name = name_or_path.rpartition("/")[2]
+        return ModelSource(name, "hub", name_or_path, DecoderConfig.from_hf(config), config)
+    raise UsageError(
+        f"there is no model {name_or_path!r}",
+        hint=f"give a folder, a GGUF file, a hub id (owner/name) or one of {', '.join(BUILTIN)}",
+    )
+
+
+def open_model(name_or_path: str, *, dtype: str = "float32") -> LoadedModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        name_or_path: See :func:`resolve_model`.
+        dtype: Of the weights in memory: float32, bfloat16 or float16.
+
+    Raises:
+        FlrcError: See :func:`resolve_model`; also if the loaded modules are not those of the configuration.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    source = resolve_model(name_or_path)
+    folder = _materialize(source)
+    return LoadedModel(
+        name=source.name,
+        path=folder,
+        config=source.config,
+        hf_config=source.hf_config,
+        model=_load(folder, source, dtype),
+        tokenizer=_load_tokenizer(folder),
+    )
+
+
+def _builtin(name: str) -> ModelSource:
+    from .pull import model_folder
+
+    folder = model_folder(name)
+    if not folder.is_dir():
+        raise FlrcError(f"{name} is not on this machine yet", hint=f"flrc-edge pull {name}")
+    source = _folder(folder)
+    return ModelSource(name, "folder", source.location, source.config, source.hf_config)
+
+
+def _folder(path: Path) -> ModelSource:
+    if (path / "flrc.json").is_file():
+        raise FlrcError(
+            f"{path} is a folder that flrc-edge wrote, not a model to compress",
+            hint="flrc-edge inspect shows what it holds",
+        )
+    hf_config = read_config(path)
+    config = DecoderConfig.from_hf(hf_config)
+    check_weights(path, config)
+    if not (path / "tokenizer.json").is_file():
+        raise FlrcError(
+            f"{path} holds no tokenizer.json", hint="save the tokenizer with transformers' save_pretrained"
+        )
+    return ModelSource(path.resolve().name, "folder", str(path), config, hf_config)
+
+
+def _materialize(source: ModelSource) -> Path:
+    """Return the Hugging Face folder of a source, downloading or converting it first."""
+    if source.kind == "folder":
+        return Path(source.location)
+    if source.kind == "hub":
+        from .hub import fetch_model
+
+        folder = fetch_model(source.location)
+        _folder(folder)
+        return folder
+    return _converted(Path(source.location))
+
+
+def _converted(path: Path) -> Path:
+    """Convert a GGUF file once; the folder in the cache is named by the file's hash."""
+    from .gguf_file import convert_gguf, read_gguf
+
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)
+    target = cache_folder() / "gguf" / f"{stem}-{sha256_of(path)[:16]}"
+    with locked(target.parent / f".{target.name}.lock"):
+        if not target.is_dir():
+            _log.info("converting %s to %s", path.name, target)
+            with published_folder(target) as work:
+                convert_gguf(read_gguf(path), work)
+    return target
+
+
+def _load(folder: Path, source: ModelSource, dtype: str) -> PreTrainedModel:
+    import torch
+    import transformers
+
+    settings = {k: v for k, v in source.hf_config.items() if k not in ("model_type", "transformers_version")}
+    config = transformers.AutoConfig.for_model(source.config.architecture, **settings)
+    try:
+        with _no_progress_bar():
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=getattr(torch, dtype),
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise FormatError(f"{folder.name} cannot be loaded: {first}") from error
+    model: PreTrainedModel = loaded[0]
+    # transformers only warns about these and fills what is missing with random numbers
+    for problem in ("missing_keys", "mismatched_keys"):
+        names = sorted(str(key) for key in loaded[1].get(problem, ()))
+        if names:
+            raise FormatError(f"{folder.name}: {names[0]} was not loaded from the weights ({problem})")
+    _check_modules(model, source.config)
+    model.train(False)
+    return model
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _check_modules(model: Any, config: DecoderConfig) -> None:
+    """Compare the ``nn.Linear`` modules of the decoder layers with the projections of the configuration."""
+    from torch import nn
+
+    found = {
+        name: tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    }
+    expected = {projection.name: projection.shape for projection in config.projections()}
+    for name, shape in expected.items():
+        if found.get(name) != shape:
+            kind = f"is {list(found[name])}" if name in found else "is not an nn.Linear"
+            raise UnsupportedModelError(f"the module {name} {kind}, expected {list(shape)}")
+    extra = sorted(set(found) - set(expected))
+    if extra:
+        raise UnsupportedModelError(f"the module {extra[0]} is not a projection of a {config.architecture}")
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    # Not AutoTokenizer: a model's own class may rebuild the pre-tokenizer; the device reads tokenizer.json.
+    try:
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True
+        )
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise FormatError(f"{folder.name}/tokenizer.json cannot be read: {error}") from error
+    return tokenizer

@@ -1,0 +1,81 @@
+"""Open a bundle folder: manifest, tokenizer and stage graphs become a :class:`~flrc_runtime.engine.Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import manifest as manifest_format
+from .engine import Model
+from .errors import UsageError
+from .files import resolve_inside
+from .manifest import Manifest
+from .policy import checked_stage
+from .sessions import StageSessions
+from .tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest fits its files; no graph is loaded yet.
+
+    Args:
+        folder: Where it is.
+        manifest: Its ``flrc.json``.
+        graphs: One path per stage.
+    """
+
+    folder: Path
+    manifest: Manifest
+    graphs: tuple[Path, ...]
+
+
+def open_bundle(folder: str | Path) -> Bundle:
+    """Read the manifest and find the graphs.
+
+    Raises:
+        VerificationError: The folder is not a bundle, or a file is missing or has another size.
+    """
+    folder = Path(folder)
+    manifest = manifest_format.read(folder, kind="bundle")
+    return Bundle(folder, manifest, tuple(resolve_inside(folder, stage.graph) for stage in manifest.stages))
+
+
+def load(
+    bundle: str | Path,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    stages: Sequence[int] | None = None,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+) -> Model:
+    """Load a bundle.
+
+    Args:
+        bundle: The folder ``flrc-edge export`` wrote.
+        context: Tokens of prompt and answer together; None for the model's own length, at most 2048.
+        threads: Of one operator; None for onnxruntime's choice.
+        stages: To open now, None for all; another one opens when a policy first asks for it.
+        providers: Execution providers of onnxruntime, in the order of preference.
+
+    Raises:
+        UsageError: ``context``, ``threads``, a stage or a provider is not possible.
+        VerificationError: The folder is not a bundle or is damaged.
+    """
+    opened = open_bundle(bundle)
+    model = opened.manifest.model
+    if context is None:
+        context = min(model.context_length, DEFAULT_CONTEXT)
+    if isinstance(context, bool) or not 2 <= context <= model.context_length:
+        raise UsageError(f"context {context!r} is not from 2 to the model's {model.context_length} tokens")
+    wanted = range(len(opened.graphs)) if stages is None else stages
+    for stage in wanted:
+        checked_stage(stage, len(opened.graphs))
+    tokenizer = Tokenizer.from_folder(opened.folder)
+    sessions = StageSessions(opened.folder, opened.manifest, threads=threads, providers=providers)
+    for stage in wanted:
+        sessions.get(stage)
+    return Model(opened.manifest, tokenizer, sessions, context=context)

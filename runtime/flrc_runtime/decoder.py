@@ -1,0 +1,137 @@
+"""One sequence in the graphs: its KV cache, and token ids in, logits out.
+
+The decode step binds everything once per stage; a step writes one id, points the attention mask at the first
+n entries of a row of ones, and runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import FlrcError
+from .kv_cache import KvCache
+from .sessions import StageSessions
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, IOBinding
+
+FloatArray = NDArray[np.float32]
+
+MAX_CHUNK = 256
+# The graphs give logits over the vocabulary for every position of a chunk.
+MAX_LOGITS_BYTES = 64 * 1024 * 1024
+
+
+def default_chunk(vocab_size: int) -> int:
+    """Return the tokens of a prompt chunk: at most 256, and at most 64 MiB of logits."""
+    return max(1, min(MAX_CHUNK, MAX_LOGITS_BYTES // (4 * vocab_size)))
+
+
+class Decoder:
+    """Feeds tokens of one sequence through any of the stages.
+
+    Args:
+        sessions: Of the bundle; shared with other decoders.
+        context: Positions to hold.
+        vocab_size: Of the logits.
+    """
+
+    def __init__(self, sessions: StageSessions, *, context: int, vocab_size: int) -> None:
+        from onnxruntime import OrtValue
+
+        self.cache = KvCache(sessions.kv_shape, context)
+        self._sessions = sessions
+        self._vocab_size = vocab_size
+        self._chunk = default_chunk(vocab_size)
+        self._ones = np.ones((1, context), np.int64)
+        self._mask_pointer = self._ones.ctypes.data
+        self._id = np.zeros((1, 1), np.int64)
+        self._logits = np.empty((1, 1, vocab_size), np.float32)
+        self._id_value = OrtValue.ortvalue_from_numpy(self._id)
+        self._logits_value = OrtValue.ortvalue_from_numpy(self._logits)
+        self._steps: dict[int, tuple[InferenceSession, IOBinding]] = {}
+
+    @property
+    def length(self) -> int:
+        """Positions fed so far."""
+        return self.cache.length
+
+    def step(self, token_id: int, stage: int) -> FloatArray:
+        """Feed one token.
+
+        Returns:
+            Logits [vocab] float32 of the next one, a view that the next step overwrites.
+        """
+        bound = self._steps.get(stage) or self._bind_step(stage)
+        self._id[0, 0] = token_id
+        self._run(*bound, stage, 1)
+        view: FloatArray = self._logits[0, 0]
+        return view
+
+    def feed(self, ids: Sequence[int], stage: int) -> FloatArray:
+        """Feed several tokens at once.
+
+        Returns:
+            Logits [len(ids), vocab] float32 of the token after each.
+        """
+        logits = np.empty((1, len(ids), self._vocab_size), np.float32)
+        self._feed(ids, stage, logits)
+        rows: FloatArray = logits[0]
+        return rows
+
+    def prefill(self, ids: Sequence[int], stage: int) -> FloatArray:
+        """Feed a prompt of at least one token, in chunks.
+
+        Returns:
+            Logits [vocab] float32 of the token after the last.
+        """
+        size = min(self._chunk, len(ids))
+        buffer = np.empty(size * self._vocab_size, np.float32)
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
+            logits = buffer[: len(part) * self._vocab_size].reshape(1, len(part), self._vocab_size)
+            self._feed(part, stage, logits)
+        last: FloatArray = logits[0, -1].copy()
+        return last
+
+    def close(self) -> None:
+        """Free the buffers."""
+        self._steps.clear()
+        self.cache.close()
+
+    def _bind_step(self, stage: int) -> tuple[InferenceSession, IOBinding]:
+        session = self._sessions.get(stage)
+        binding = session.io_binding()
+        self.cache.bind(binding)
+        binding.bind_ortvalue_input("input_ids", self._id_value)
+        binding.bind_ortvalue_output("logits", self._logits_value)
+        self._steps[stage] = (session, binding)
+        return session, binding
+
+    def _feed(self, ids: Sequence[int], stage: int, logits: FloatArray) -> None:
+        from onnxruntime import OrtValue
+
+        session = self._sessions.get(stage)
+        binding = session.io_binding()
+        self.cache.bind(binding)
+        row = np.array([ids], np.int64)  # [1, chunk]
+        binding.bind_ortvalue_input("input_ids", OrtValue.ortvalue_from_numpy(row))
+        binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
+        self._run(session, binding, stage, len(ids))
+
+    def _run(self, session: InferenceSession, binding: IOBinding, stage: int, count: int) -> None:
+        total = self.cache.length + count
+        if total > self.cache.context:  # the graph would write past the end of the buffers
+            raise FlrcError(f"position {total} is outside the context of {self.cache.context}")
+        # The mask is as long as the sequence: a view of n ones costs 2 µs and allocates nothing.
+        binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask_pointer)
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's errors share no base of their own
+            reason = str(error).split("Status Message: ")[-1].split("\n")[0]
+            raise FlrcError(f"stage {stage} failed at position {total - 1}: {reason}") from error
+        self.cache.length = total

@@ -1,0 +1,78 @@
+"""One set of key and value buffers for all stages.
+
+They are bound as past and as present of every stage's graph, so the graph appends in place
+(GroupQueryAttention) and another stage goes on where the last one stopped: a switch copies nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from onnxruntime import IOBinding, OrtValue
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """Shape of the cache: layers, and kv heads and head entries of one position."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+    def bytes_for(self, context: int) -> int:
+        """Return the bytes of float32 keys and values for ``context`` positions."""
+        return 2 * self.layers * self.heads * context * self.head_dim * 4
+
+
+class KvCache:
+    """Keys and values of one sequence.
+
+    Args:
+        shape: Of the graphs.
+        context: Positions to hold.
+
+    Attributes:
+        length: Positions filled so far.
+    """
+
+    def __init__(self, shape: KvShape, context: int) -> None:
+        from onnxruntime import OrtValue
+
+        self.context = context
+        self.length = 0
+        self._buffers: dict[str, OrtValue] = {}
+        for layer in range(shape.layers):
+            for kind in ("key", "value"):
+                # numpy's zeros are pages mapped at first touch, so unused context costs no memory.
+                zeros = np.zeros((1, shape.heads, context, shape.head_dim), np.float32)
+                self._buffers[f"{layer}.{kind}"] = OrtValue.ortvalue_from_numpy(zeros)
+
+    def bind(self, binding: IOBinding) -> None:
+        """Bind every buffer as past and as present of one stage's graph."""
+        for name, value in self._buffers.items():
+            binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+            binding.bind_ortvalue_output(f"present.{name}", value)
+
+    def pointers(self) -> tuple[int, ...]:
+        """Return the address of every buffer; they stay the same for the cache's life."""
+        return tuple(value.data_ptr() for value in self._buffers.values())
+
+    def rollback(self, length: int) -> None:
+        """Forget every position from ``length`` on.
+
+        Raises:
+            UsageError: ``length`` is negative or more than is filled.
+        """
+        if not 0 <= length <= self.length:
+            raise UsageError(f"cannot roll back to {length}: the cache holds {self.length} positions")
+        self.length = length
+
+    def close(self) -> None:
+        """Free the buffers."""
+        self._buffers.clear()

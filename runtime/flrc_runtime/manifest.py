@@ -1,0 +1,378 @@
+"""``flrc.json``: what a checkpoint or a bundle is, and the one owner of that format (docs/format.md).
+
+The file is written last; it names every other file of its folder with size and SHA-256.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .errors import FormatError, VerificationError
+from .files import read_json, resolve_inside, sha256_of, write_json
+
+SCHEMA_VERSION = 1
+FILE_NAME = "flrc.json"
+MAX_STAGES = 64
+
+Kind = Literal["checkpoint", "bundle"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The facts of the original model that a reader needs; sizes count elements, lengths count tokens."""
+
+    name: str
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+    parameters: int  # of the whole original model, a tied embedding counted once
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+            _require(_is_count(getattr(self, name), 1), f"model.{name} must be a positive integer")
+        _require(_is_count(self.context_length, 1), "model.context_length must be a positive integer")
+        _require(
+            all(_is_count(t) and t < self.vocab_size for t in self.eos_token_ids),
+            "model.eos_token_ids must lie inside the vocabulary",
+        )
+
+
+@dataclass(frozen=True)
+class ProjectionPlan:
+    """One projection: its shape ``(out, in)`` and its rank at every stage (None at every stage: kept dense)."""
+
+    name: str
+    shape: tuple[int, int]
+    ranks: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        m, n = self.shape
+        _require(_is_count(m, 1) and _is_count(n, 1), f"{self.name}: shape must be two positive integers")
+        factored = [r for r in self.ranks if r is not None]
+        _require(len(factored) in (0, len(self.ranks)), f"{self.name}: dense at some stages but not at all")
+        _require(
+            all(_is_count(r, 1) and r <= min(m, n) for r in factored),
+            f"{self.name}: ranks must lie between 1 and {min(m, n)}",
+        )
+        _require(factored == sorted(factored, reverse=True), f"{self.name}: ranks must not grow over stages")
+
+    @property
+    def dense(self) -> bool:
+        """Whether the projection keeps its full matrix."""
+        return self.ranks[0] is None
+
+    def parameters(self, stage: int) -> int:
+        """Return the parameters activated at ``stage``: ``r (m + n)``, or ``m n`` if dense."""
+        m, n = self.shape
+        rank = self.ranks[stage]
+        return m * n if rank is None else rank * (m + n)
+
+    def chunks(self) -> tuple[tuple[int, int], ...]:
+        """Return the blocks ``[start, stop)`` of ranks that stages share, the one every stage reads first."""
+        bounds = [0, *sorted({r for r in self.ranks if r is not None})]
+        return tuple(pairwise(bounds))
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """The ranks of every projection at every stage, and how they were chosen.
+
+    Args:
+        allocator: Name of the rule.
+        keep: The asked share of projection parameters of each stage, not growing.
+        projections: In the order of the model.
+        scores: What the rule measured per projection (for instance its Fisher score), or empty.
+    """
+
+    allocator: str
+    keep: tuple[float, ...]
+    projections: tuple[ProjectionPlan, ...]
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(1 <= len(self.keep) <= MAX_STAGES, f"plan.keep must name 1 to {MAX_STAGES} stages")
+        _require(all(_is_share(k) for k in self.keep), "plan.keep must lie in (0, 1]")
+        _require(list(self.keep) == sorted(self.keep, reverse=True), "plan.keep must not grow")
+        _require(
+            all(len(p.ranks) == len(self.keep) for p in self.projections),
+            "every projection needs one rank a stage",
+        )
+        names = [p.name for p in self.projections]
+        _require(len(set(names)) == len(names), "a projection is listed twice")
+        for name, value in self.scores.items():
+            _require(
+                isinstance(value, int | float) and math.isfinite(value), f"score of {name} is not finite"
+            )
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages."""
+        return len(self.keep)
+
+    @property
+    def dense_parameters(self) -> int:
+        """Parameters of all projections before compression."""
+        return sum(p.shape[0] * p.shape[1] for p in self.projections)
+
+    def activated(self, stage: int) -> int:
+        """Return the projection parameters that decoding at ``stage`` reads."""
+        return sum(p.parameters(stage) for p in self.projections)
+
+    def kept(self, stage: int) -> float:
+        """Return the share of projection parameters activated at ``stage``."""
+        return self.activated(stage) / self.dense_parameters
+
+    def by_name(self) -> dict[str, ProjectionPlan]:
+        """Return the projections by name."""
+        return {p.name: p for p in self.projections}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Token count -> stage. The prompt, and so the first answer token, always comes from stage 0.
+
+    Args:
+        boundaries: Number of generated tokens at which decoding moves to stage 1, 2, …; not falling.
+        horizon: Answer length in tokens the schedule was chosen for.
+        divergence: Mean KL(dense || stage) in nats per measured position block, one row a stage; may be empty.
+        block: Tokens a measured position block holds.
+    """
+
+    boundaries: tuple[int, ...]
+    horizon: int = 0
+    divergence: tuple[tuple[float, ...], ...] = ()
+    block: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            all(_is_count(b, 1) for b in self.boundaries), "schedule.boundaries must be positive integers"
+        )
+        _require(list(self.boundaries) == sorted(self.boundaries), "schedule.boundaries must not fall")
+        _require(
+            all(math.isfinite(v) for row in self.divergence for v in row),
+            "schedule.divergence holds a number that is not finite",
+        )
+
+    def stage_at(self, generated: int) -> int:
+        """Return the stage that computes the answer token with index ``generated`` (0-based)."""
+        return bisect_right(self.boundaries, generated)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """One calibration text: its name, content hash, weight and the tokens drawn from it."""
+
+    name: str
+    sha256: str
+    weight: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the statistics were measured on; ``fingerprint`` identifies model, texts and settings."""
+
+    texts: tuple[TextSource, ...]
+    tokens: int
+    window: int
+    seed: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """One exported stage: its graph file and the bytes of weights a decode step reads."""
+
+    graph: str
+    keep: float  # activated share of the projection parameters
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``flrc.json``.
+
+    Args:
+        kind: ``checkpoint`` (written by ``compress``) or ``bundle`` (written by ``export``).
+        model: Facts of the original model.
+        plan: Ranks of every projection and stage.
+        schedule: Token counts at which decoding moves on.
+        dtype: Number format of the projections: ``float32``/``bfloat16``… in a checkpoint, ``fp32``, ``int8`` or
+            ``int4`` in a bundle.
+        factorization: ``one-sided`` or ``two-sided``.
+        calibration: What the factors were fitted on; None for a keep of 1.
+        stages: The exported stages of a bundle, empty in a checkpoint.
+        versions: Package versions that wrote the folder.
+        files: Every other file of the folder; filled by :func:`seal`.
+    """
+
+    kind: Kind
+    model: ModelInfo
+    plan: RankPlan
+    schedule: Schedule
+    dtype: str
+    factorization: str
+    calibration: Calibration | None = None
+    stages: tuple[StageInfo, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, FileInfo] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _require(self.kind in ("checkpoint", "bundle"), f"kind {self.kind!r} is not checkpoint or bundle")
+        _require(
+            len(self.schedule.boundaries) == self.plan.num_stages - 1,
+            f"{self.plan.num_stages} stages need {self.plan.num_stages - 1} schedule boundaries",
+        )
+        expected = self.plan.num_stages if self.kind == "bundle" else 0
+        _require(len(self.stages) == expected, f"a {self.kind} of this plan has {expected} stage graphs")
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Write ``flrc.json`` last, with size and SHA-256 of every file now in ``folder``.
+
+    Returns:
+        The manifest as written.
+    """
+    files = {
+        path.name: FileInfo(path.stat().st_size, sha256_of(path))
+        for path in sorted(folder.iterdir())
+        if path.name != FILE_NAME
+    }
+    sealed = Manifest(**{**{f.name: getattr(manifest, f.name) for f in fields(manifest)}, "files": files})
+    write_json(folder / FILE_NAME, asdict(sealed))
+    return sealed
+
+
+def read(folder: Path, kind: Kind | None = None) -> Manifest:
+    """Read ``flrc.json`` and check that every file it names is there with its size.
+
+    Args:
+        folder: A checkpoint or bundle.
+        kind: The kind the caller needs, or None for either.
+
+    Raises:
+        FormatError: The manifest is missing, damaged, of a newer format or of the other kind.
+        VerificationError: A file is missing or has another size.
+    """
+    if not folder.is_dir():
+        raise FormatError(f"{folder} is not a folder", hint="give the folder that compress or export wrote")
+    raw = read_json(folder / FILE_NAME)
+    if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA_VERSION:
+        raise FormatError(
+            f"{folder.name} was written in format {raw.get('schema_version')}, this flrc-edge reads {SCHEMA_VERSION}",
+            hint="upgrade flrc-edge or write the folder again",
+        )
+    manifest = _build(Manifest, raw, FILE_NAME)
+    if kind is not None and manifest.kind != kind:
+        command = "export" if kind == "bundle" else "compress"
+        raise FormatError(
+            f"{folder.name} is a {manifest.kind}, not a {kind}", hint=f"flrc-edge {command} writes a {kind}"
+        )
+    for name, info in manifest.files.items():
+        size = resolve_inside(folder, name).stat().st_size
+        if size != info.size:
+            raise VerificationError(
+                f"{folder.name}: {name} has {size} bytes, {info.size} were written",
+                hint="copy or write the folder again",
+            )
+    return manifest
+
+
+def verify(folder: Path) -> Manifest:
+    """Read the manifest and compare the SHA-256 of every file.
+
+    Raises:
+        VerificationError: A file is missing, has another size or hash, or is not listed.
+    """
+    manifest = read(folder)
+    for path in sorted(folder.iterdir()):
+        if path.name != FILE_NAME and path.name not in manifest.files:
+            raise VerificationError(f"{folder.name}: {path.name} is not listed in {FILE_NAME}")
+    for name, info in manifest.files.items():
+        if sha256_of(resolve_inside(folder, name)) != info.sha256:
+            raise VerificationError(
+                f"{folder.name}: checksum mismatch in {name}", hint="copy or write the folder again"
+            )
+    return manifest
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise FormatError(f"{FILE_NAME}: {message}")
+
+
+def _is_count(value: Any, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+
+def _build(kind: type[T], raw: Any, where: str) -> T:
+    """Build a dataclass from JSON, rejecting unknown, missing and wrongly typed fields."""
+    if not isinstance(raw, dict):
+        raise FormatError(f"{where}: expected an object")
+    hints = get_type_hints(kind)
+    unknown = sorted(set(raw) - set(hints))
+    if unknown:
+        raise FormatError(f"{where}: unknown field {unknown[0]!r}")
+    values = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in raw.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise FormatError(f"{where}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (UnionType, Union):
+        if value is None and NoneType in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not NoneType), value, where)
+    if is_dataclass(hint):
+        return _build(hint, value, where)  # type: ignore[arg-type]
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise FormatError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise FormatError(f"{where}: expected a list")
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_convert(arguments[0], v, where) for v in value)
+        if len(value) != len(arguments):
+            raise FormatError(f"{where}: expected {len(arguments)} entries")
+        return tuple(_convert(a, v, where) for a, v in zip(arguments, value, strict=True))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, dict):
+            raise FormatError(f"{where}: expected an object")
+        return {k: _convert(arguments[1], v, f"{where}[{k}]") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise FormatError(f"{where}: expected {hint.__name__}, found {type(value).__name__}")

@@ -1,0 +1,153 @@
+"""One onnxruntime session per stage, opened on first use and shared by every generator of a model."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import FlrcError, FormatError, UsageError
+from .files import resolve_inside
+from .kv_cache import KvShape
+from .manifest import Manifest
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, NodeArg
+
+OLDEST_ONNXRUNTIME = (1, 24, 2)  # earlier ones let a graph read weights outside its own folder
+_PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)\Z")
+
+
+class StageSessions:
+    """The graphs of a bundle.
+
+    Args:
+        folder: The bundle.
+        manifest: Its manifest.
+        threads: Of one operator; None for onnxruntime's own choice.
+        providers: Execution providers, in the order of preference.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, threads: int | None = None, providers: Sequence[str]
+    ) -> None:
+        if threads is not None and (isinstance(threads, bool) or threads < 1):
+            raise UsageError(f"threads {threads!r} is not a positive integer")
+        self._folder = folder
+        self._manifest = manifest
+        self._threads = threads
+        self._providers = list(providers)
+        self._open: dict[int, InferenceSession] = {}
+        self._shape: KvShape | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def count(self) -> int:
+        """Number of stages of the bundle, opened or not."""
+        return len(self._manifest.stages)
+
+    @property
+    def kv_shape(self) -> KvShape:
+        """Shape of the KV cache, the same for every stage."""
+        if self._shape is None:
+            self.get(0)
+        assert self._shape is not None
+        return self._shape
+
+    def get(self, stage: int) -> InferenceSession:
+        """Return the session of a stage, opening it if it is not.
+
+        Raises:
+            FormatError: The graph does not load or has other inputs and outputs than its manifest says.
+        """
+        session = self._open.get(stage)
+        if session is not None:
+            return session
+        with self._lock:
+            if stage not in self._open:
+                name = self._manifest.stages[stage].graph
+                session = self._load(name)
+                shape = check_graph(session, self._manifest, f"{self._folder.name}/{name}")
+                if self._shape not in (None, shape):
+                    raise FormatError(
+                        f"{self._folder.name}/{name}: its {shape} differs from {self._shape} of another stage"
+                    )
+                self._shape = shape
+                self._open[stage] = session
+            return self._open[stage]
+
+    def _load(self, name: str) -> InferenceSession:
+        import onnxruntime
+
+        path = resolve_inside(self._folder, name)
+        version = tuple(int(n) for n in re.findall(r"\d+", onnxruntime.__version__)[:3])
+        if version < OLDEST_ONNXRUNTIME:
+            raise FlrcError(
+                f"onnxruntime {onnxruntime.__version__} is too old", hint="pip install 'onnxruntime>=1.24.2'"
+            )
+        unknown = sorted(set(self._providers) - set(onnxruntime.get_available_providers()))
+        if unknown:
+            available = ", ".join(onnxruntime.get_available_providers())
+            raise UsageError(f"this onnxruntime has no {unknown[0]}", hint=f"it has {available}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised below; onnxruntime would print it as well
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        try:
+            return onnxruntime.InferenceSession(str(path), options, providers=self._providers)
+        except Exception as error:  # onnxruntime's errors share no base of their own
+            reason = str(error).split("] : ")[-1].split("\n")[0].replace(f"{self._folder}/", "")
+            raise FormatError(
+                f"{self._folder.name}/{name} does not load in onnxruntime: {reason[:300]}",
+                hint="run flrc-edge verify on the bundle, or export it again",
+            ) from error
+
+
+def check_graph(session: InferenceSession, manifest: Manifest, where: str) -> KvShape:
+    """Compare a graph's inputs and outputs with what the runtime feeds and the manifest says.
+
+    Returns:
+        The shape of its KV cache; its head_dim is the graph's own, which may be padded beyond the model's.
+
+    Raises:
+        FormatError: A tensor is missing, left over, or of another type or shape.
+    """
+    model = manifest.model
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = {node.name: node for node in session.get_outputs()}
+    layers = range(model.num_layers)
+    past = {f"past_key_values.{i}.{kind}" for i in layers for kind in ("key", "value")}
+    present = {f"present.{i}.{kind}" for i in layers for kind in ("key", "value")}
+    for found, expected, kind in (
+        (inputs, {"input_ids", "attention_mask"} | past, "inputs"),
+        (outputs, {"logits"} | present, "outputs"),
+    ):
+        if set(found) != expected:
+            names = ", ".join(sorted(set(found) ^ expected)[:3])
+            raise FormatError(
+                f"{where}: its {kind} are not those of a decoder of {len(layers)} layers ({names})"
+            )
+    for node in (*inputs.values(), *outputs.values()):
+        expected_type = "tensor(int64)" if node.name in ("input_ids", "attention_mask") else "tensor(float)"
+        if node.type != expected_type:
+            raise FormatError(f"{where}: {node.name} is {node.type}, not {expected_type}")
+    if outputs["logits"].shape[-1] != model.vocab_size:
+        found_size = outputs["logits"].shape[-1]
+        raise FormatError(f"{where}: logits over {found_size} tokens, the vocabulary has {model.vocab_size}")
+    shapes = {_kv_shape(node, manifest) for node in inputs.values() if _PAST.match(node.name)}
+    if len(shapes) != 1:
+        raise FormatError(f"{where}: layers of different KV heads are not supported")
+    return shapes.pop()
+
+
+def _kv_shape(node: NodeArg, manifest: Manifest) -> KvShape:
+    """Return the cache shape of one layer; a symbolic dimension is what the manifest says."""
+    model = manifest.model
+    _, heads, _, head_dim = node.shape if len(node.shape) == 4 else (None,) * 4
+    return KvShape(
+        layers=model.num_layers,
+        heads=heads if isinstance(heads, int) else model.num_kv_heads,
+        head_dim=head_dim if isinstance(head_dim, int) else model.head_dim,
+    )

@@ -1,0 +1,170 @@
+"""One small random model per family: grouped heads, biases, qk-norm, odd head sizes, windows, layer types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from flrc_exporters.bundle import export
+
+COMMON = {
+    "vocab_size": 512,
+    "hidden_size": 96,
+    "intermediate_size": 172,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+FULL, SLIDING = "full_attention", "sliding_attention"
+GEMMA_ROPE = {
+    FULL: {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
+    SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+}
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**COMMON, head_dim=16, tie_word_embeddings=False, rope_parameters=LLAMA3),
+    "llama-bias": LlamaConfig(**COMMON, head_dim=8, attention_bias=True, tie_word_embeddings=True),
+    "mistral": MistralConfig(**COMMON, head_dim=32, sliding_window=24),
+    "qwen2": Qwen2Config(
+        **{**COMMON, "hidden_size": 64}, use_sliding_window=True, sliding_window=20, max_window_layers=2
+    ),
+    "qwen2-tied": Qwen2Config(**{**COMMON, "hidden_size": 64}, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**COMMON, head_dim=48, tie_word_embeddings=True),
+    "gemma3_text": Gemma3TextConfig(
+        **COMMON,
+        head_dim=32,
+        sliding_window=17,
+        layer_types=[SLIDING, SLIDING, FULL, SLIDING],
+        query_pre_attn_scalar=24,
+        rope_parameters=GEMMA_ROPE,
+    ),
+}
+
+
+def random_model(config: PreTrainedConfig) -> Any:
+    """Weights large enough that attention is not flat and every part moves the logits."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            scale = 1.5 / p.shape[-1] ** 0.5 if p.ndim == 2 else 0.3
+            p.copy_(torch.randn_like(p) * scale + (1.0 if "norm" in name and p.ndim == 1 else 0.0))
+    return model
+
+
+def nested(name: str, shape: tuple[int, int]) -> tuple[int | None, ...]:
+    kind = name.rpartition(".")[2]
+    full = min(shape)
+    if kind == "q_proj" or name.startswith("model.layers.3"):
+        return (None, None)
+    return (full, full - 7) if kind in ("k_proj", "down_proj", "up_proj") else (full - 3, full - 3)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_checkpoint: Callable[..., Any],
+) -> tuple[Any, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = make_checkpoint(folder / "ckpt", random_model(FAMILIES[request.param]), nested, stages=2)
+    return checkpoint, folder
+
+
+@pytest.fixture(scope="module")
+def ids() -> torch.Tensor:
+    return torch.randint(3, 512, (128,), generator=torch.Generator().manual_seed(1))
+
+
+def test_every_stage_equals_torch(family: tuple[Any, Path], ids: torch.Tensor, open_stage: Any) -> None:
+    checkpoint, folder = family
+    export(checkpoint.folder, folder / "bundle", dtype="fp32")
+    for stage in range(2):
+        wanted = checkpoint.stage_logits(ids, stage)
+        bound = max(1e-3, 5e-5 * float(np.abs(wanted).max()))
+        graph = folder / "bundle" / f"stage_{stage}.onnx"
+        assert np.abs(open_stage(graph).run(ids) - wanted).max() <= bound
+        assert np.abs(open_stage(graph).forced(ids, 40) - wanted).max() <= bound
+
+
+def test_dense_export_equals_hugging_face(
+    family: tuple[Any, Path],
+    ids: torch.Tensor,
+    open_stage: Any,
+    make_checkpoint: Callable[..., Any],
+) -> None:
+    checkpoint, folder = family
+    dense = make_checkpoint(folder / "dense", checkpoint.model, lambda name, shape: (None,))
+    export(dense.folder, folder / "dense-bundle", dtype="fp32")
+    with torch.no_grad():
+        wanted = checkpoint.model(input_ids=ids[None]).logits[0].numpy()
+    got = open_stage(folder / "dense-bundle" / "stage_0.onnx").forced(ids, 40)
+    assert np.abs(got - wanted).max() <= max(1e-3, 5e-5 * float(np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_integer_stages_run_what_was_rounded(
+    dtype: Any, family: tuple[Any, Path], ids: torch.Tensor, open_stage: Any
+) -> None:
+    """With float activations the integer graph equals torch with rounded weights: no tensor is misplaced."""
+    from flrc_exporters.number_format import dequantize, quantize
+
+    checkpoint, folder = family
+    export(checkpoint.folder, folder / dtype, dtype=dtype, accuracy_level=0)
+    bits = 8 if dtype == "int8" else 4
+
+    def rounded(weight: torch.Tensor) -> torch.Tensor:
+        packed, scales = quantize(weight.float().numpy(), bits)
+        return torch.from_numpy(dequantize(packed, scales, weight.shape[1]).copy())
+
+    saved = {name: p.detach().clone() for name, p in checkpoint.model.named_parameters()}
+    try:
+        for plan in checkpoint.plan.projections:
+            linear = checkpoint.model.get_submodule(plan.name)
+            if plan.dense:
+                linear.weight.data = rounded(linear.weight.data)
+            else:
+                parts = [
+                    (
+                        rounded(checkpoint.factors[f"{plan.name}.U"][:, a:b].contiguous()),
+                        rounded(checkpoint.factors[f"{plan.name}.V"][a:b]),
+                    )
+                    for a, b in plan.chunks()
+                ]
+                linear.weight.data = sum(u @ v for u, v in parts)  # type: ignore[assignment]
+        embedding = checkpoint.model.get_input_embeddings()
+        embedding.weight.data = rounded(embedding.weight.data)
+        if not checkpoint.model.config.tie_word_embeddings:
+            checkpoint.model.lm_head.weight.data = rounded(checkpoint.model.lm_head.weight.data)
+        with torch.no_grad():
+            wanted = checkpoint.model(input_ids=ids[None]).logits[0].numpy()
+    finally:
+        for name, value in saved.items():
+            checkpoint.model.get_parameter(name).data = value
+    got = open_stage(folder / dtype / "stage_0.onnx").forced(ids, 40)
+    assert np.abs(got - wanted).max() <= max(1e-3, 5e-5 * float(np.abs(wanted).max()))

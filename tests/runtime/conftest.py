@@ -1,0 +1,84 @@
+"""A bundle of stories260k: real text out of a megabyte, with the torch model of each stage beside it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flrc_runtime import load, manifest
+from flrc_runtime.engine import Model
+
+STORIES = Path(__file__).parents[1] / "data" / "stories260k"
+LESS = 16  # ranks stage 1 lacks: visibly another model, still English
+
+
+@dataclass(frozen=True)
+class Stories:
+    """A bundle folder and the torch model of each stage."""
+
+    folder: Path
+    stages: tuple[Any, ...]
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Stories:
+    """Two fp32 stages: all ranks, which is the model itself, and 16 ranks fewer in most projections."""
+    import torch
+
+    import flrc_edge
+    from flrc_edge import checkpoint
+    from flrc_exporters.bundle import export
+
+    torch.set_num_threads(1)
+    source = flrc_edge.open_model(str(STORIES))
+    plans, factors = [], {}
+    for projection in source.config.projections():
+        most = min(projection.shape)
+        less = most if most <= 32 else most - LESS  # the keys and values keep theirs
+        plans.append(manifest.ProjectionPlan(projection.name, projection.shape, (most, less)))
+        weight = source.model.get_submodule(projection.name).weight.detach()
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        factors[projection.name] = (u * s, v)
+    config = source.config
+    content = manifest.Manifest(
+        kind="checkpoint",
+        model=manifest.ModelInfo(
+            name="stories260k",
+            architecture=config.architecture,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            context_length=config.context_length,
+            eos_token_ids=config.eos_token_ids,
+            parameters=config.parameters(),
+        ),
+        plan=manifest.RankPlan("uniform", (1.0, 0.8), tuple(plans)),
+        schedule=manifest.Schedule((8,)),
+        dtype="float32",
+        factorization="one-sided",
+    )
+    folder = tmp_path_factory.mktemp("runtime")
+    checkpoint.write(folder / "checkpoint", content, source=source, factors=factors)
+    export(folder / "checkpoint", folder / "stories", dtype="fp32")
+    return Stories(
+        folder / "stories", tuple(flrc_edge.load(folder / "checkpoint", stage=stage) for stage in (0, 1))
+    )
+
+
+@pytest.fixture(scope="session")
+def model(bundle: Stories) -> Model:
+    """The bundle, loaded once with one thread."""
+    return load(bundle.folder, threads=1)
+
+
+@pytest.fixture
+def copied(bundle: Stories, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may damage."""
+    return Path(shutil.copytree(bundle.folder, tmp_path / "copy"))

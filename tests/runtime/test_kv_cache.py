@@ -1,0 +1,65 @@
+"""One cache for all stages: nothing moves at a switch, and it can be cut back."""
+
+import gc
+
+import numpy as np
+import pytest
+
+from flrc_runtime import FlrcError, UsageError
+from flrc_runtime.engine import Model
+from flrc_runtime.kv_cache import KvCache
+
+
+def test_a_switch_moves_and_copies_no_buffer(model: Model) -> None:
+    decoder = model.decoder()
+    decoder.prefill([1, 403, 407], 0)
+    before = decoder.cache.pointers()
+    filled = [v.numpy()[0, :, :3].copy() for v in decoder.cache._buffers.values()]
+    for stage in (0, 1, 0, 1, 1):
+        decoder.step(261, stage)
+        assert decoder.cache.pointers() == before
+    assert len(before) == len(set(before)) == 10
+    for old, value in zip(filled, decoder.cache._buffers.values(), strict=True):
+        assert np.array_equal(old, value.numpy()[0, :, :3])  # what stage 0 wrote is what stage 1 reads
+        assert value.numpy()[0, :, 3:8].any() and not value.numpy()[0, :, 8:].any()
+    decoder.close()
+
+
+def test_rollback_forgets(model: Model) -> None:
+    ids = model.tokenizer.encode("Once upon a time, there was")
+    decoder = model.decoder()
+    expected = decoder.feed(ids, 0)[-1].copy()
+    decoder.feed([300, 301, 302], 1)
+    decoder.cache.rollback(len(ids) - 1)
+    assert np.abs(decoder.step(ids[-1], 0) - expected).max() < 1e-4
+    with pytest.raises(UsageError, match="cannot roll back to 99"):
+        decoder.cache.rollback(99)
+    decoder.close()
+
+
+def test_a_step_past_the_context_is_refused(bundle) -> None:
+    from flrc_runtime import load
+
+    decoder = load(bundle.folder, context=4, threads=1).decoder()
+    decoder.prefill([1, 2, 3, 4], 0)
+    with pytest.raises(FlrcError, match="outside the context of 4"):
+        decoder.step(5, 0)
+
+
+def test_abandoned_streams_free_their_buffers(model: Model) -> None:
+    def caches() -> int:
+        gc.collect()
+        return sum(type(o) is KvCache for o in gc.get_objects())
+
+    before = caches()
+    for cycle in range(20):
+        stream = model.stream("Once upon a time", max_tokens=20)
+        next(stream)
+        if cycle % 3 == 0:
+            stream.close()
+        elif cycle % 3 == 1:
+            with pytest.raises(KeyboardInterrupt):
+                stream.throw(KeyboardInterrupt)
+        del stream
+    assert caches() == before
+    assert next(model.stream("Once upon a time")).text
