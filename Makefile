@@ -25,6 +25,9 @@ test: setup
 	$(BIN)/python -m pytest -m 'not full'
 
 test-full: setup
+	$(BIN)/flrc-edge pull smollm2-135m
+	$(BIN)/flrc-edge pull gemma-3-270m
+	$(BIN)/flrc-edge pull qwen2.5-coder-0.5b
 	$(BIN)/python -m pytest
 
 lint: setup
@@ -40,7 +43,9 @@ format: setup
 # Measures every figure of docs/benchmarks.md again; nothing else may run meanwhile.
 benchmarks: setup
 	$(BIN)/flrc-edge pull smollm2-135m
-	$(BIN)/flrc-edge compare smollm2-135m --keep .9,.8,.6 --save docs/benchmarks.json
+	$(BIN)/flrc-edge compare smollm2-135m --keep .9,.8,.6 --calibration wikitext2 --save docs/benchmarks.json
+	$(BIN)/flrc-edge compare smollm2-135m --formats --save docs/benchmarks.json
+	$(BIN)/flrc-edge demo -o $(OUT)/demo --overwrite --save docs/benchmarks.json
 
 clean:
 	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

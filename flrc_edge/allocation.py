@@ -10,9 +10,10 @@ Storage forms: dense at every stage, or factored with ranks that fall over the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import floor
 from typing import Literal, get_args
 
 import numpy as np
@@ -27,6 +28,7 @@ Allocator = Literal["spectrum", "fisher", "uniform"]
 Score = Literal["gw2", "gw2-rms", "g2-sum", "g2-mean", "g2-rms"]
 RANK_STEP = 32  # the quantization block, so that no block straddles two chunks
 MOST_RANKS = 48  # candidates a projection; a wide one is searched in larger multiples of the step
+ASCENT = 200  # steps of the search for prices of several stages
 Shapes = Mapping[str, tuple[int, int]]
 Array = NDArray[np.float64]
 
@@ -68,7 +70,9 @@ def fisher_curves(
     ``Σ (m + n) s log r`` under a budget of ``Σ r (m + n)`` is largest where ``r ∝ s``, also when some r are clamped.
     """
     scores = fisher_scores(shapes, moments, score=score)
-    mean = float(np.mean([*scores.values()])) or 1.0
+    mean = float(np.mean([*scores.values()]))
+    if not mean > 0:  # nothing is known to matter more: equal ranks
+        scores, mean = dict.fromkeys(scores, 1.0), 1.0
     return [
         _log_curve(name, (m, n), weight=scores[name] / mean * (m + n) / (m * n), step=step)
         for name, (m, n) in shapes.items()
@@ -142,23 +146,42 @@ def allocate(
         UsageError: A keep is out of range, they do not fall, or the smallest plan is larger than a budget.
     """
     check_keep(keep)
+    _check_least(keep, ((c.shape, c.ranks) for c in curves))
     weights = np.ones(len(keep)) if stage_weights is None else np.asarray(stage_weights, float)
     options = _Options(curves, len(keep), weights)
     total = sum(m * n for m, n in (c.shape for c in curves))
     budgets = np.floor(np.asarray(keep) * total + 1e-6)
-    least = options.least()
-    if (least > budgets).any():
-        stage = int(np.argmax(least > budgets))
-        raise UsageError(
-            f"keep {keep[stage]:g} is below {least[stage] / total:.3f}, the least that ranks of "
-            f"{min((c.ranks[0] for c in curves if c.ranks), default=0)} allow",
-            hint="ask for a larger keep or a smaller --rank-step",
-        )
     choice = _fill(options, _relax(options, budgets), budgets)
     projections = tuple(
         ProjectionPlan(c.name, c.shape, options.ranks[p][choice[p]]) for p, c in enumerate(curves)
     )
     return RankPlan(allocator, tuple(float(k) for k in keep), projections, dict(scores or {}))
+
+
+def check_feasible(
+    shapes: Iterable[tuple[int, int]], keep: Sequence[float], *, step: int = RANK_STEP
+) -> None:
+    """Check, before anything is computed, that the smallest plan fits every stage.
+
+    Raises:
+        UsageError: A keep is below what the smallest ranks take.
+    """
+    _check_least(keep, ((shape, candidate_ranks(shape, step)) for shape in shapes))
+
+
+def _check_least(keep: Sequence[float], choices: Iterable[tuple[tuple[int, int], tuple[int, ...]]]) -> None:
+    total = least = 0
+    smallest: set[int] = set()
+    for (m, n), ranks in choices:
+        total += m * n
+        least += min([m * n, *(r * (m + n) for r in ranks[:1])])
+        smallest.update(ranks[:1])
+    for k in keep:
+        if least > floor(k * total + 1e-6):
+            raise UsageError(
+                f"keep {k:g} is below {least / total:.3f}, the least that ranks of {min(smallest, default=0)} allow",
+                hint="ask for a larger keep or a smaller --rank-step",
+            )
 
 
 def check_keep(keep: Sequence[float]) -> None:
@@ -192,16 +215,18 @@ class _Options:
             for o, form in enumerate(self.ranks[p]):
                 self.cost[p, o] = [m * n if r is None else r * (m + n) for r in form]
                 self.loss[p, o] = sum(w * by_rank[r] for w, r in zip(weights, form, strict=True))
+        self.finite_cost = np.where(np.isfinite(self.cost), self.cost, 0)
         self.rows = np.arange(len(curves))
-
-    def least(self) -> Array:
-        """Smallest parameters of each stage over all choices."""
-        return self._sum(self.cost.sum(axis=2).argmin(axis=1))
+        # Equal exchanges are made spread over the layers, not from the first layer on.
+        self.spread = np.argsort((self.rows * 0.6180339887498949) % 1.0)
 
     def best(self, price: Array) -> NDArray[np.intp]:
         """The choice of every projection when a parameter activated at stage s costs ``price[s]``."""
-        finite = np.where(np.isfinite(self.cost), self.cost, 0)
-        return np.asarray((self.loss + finite @ price).argmin(axis=1))
+        return np.asarray((self.loss + self.finite_cost @ price).argmin(axis=1))
+
+    def bound(self, price: Array, budgets: Array) -> float:
+        """No plan within the budgets has less loss than this, whatever the price."""
+        return float((self.loss + self.finite_cost @ price).min(axis=1).sum() - price @ budgets)
 
     def spent(self, price: Array) -> Array:
         return self._sum(self.best(price))
@@ -221,12 +246,20 @@ def _forms(ranks: tuple[int, ...], stages: int) -> list[tuple[int | None, ...]]:
 
 
 def _relax(options: _Options, budgets: Array) -> NDArray[np.intp]:
-    """Lagrangian relaxation: raise and lower one stage's price at a time until every budget is just met."""
-    stages = len(budgets)
+    """Lagrangian relaxation: the best choices at the prices that meet the budgets best, then made to fit them."""
     losses = options.loss[np.isfinite(options.loss)]
     top = max(float(losses.max() - losses.min()), 1e-30)  # no exchange of loss for one parameter is dearer
+    price = _prices(options, budgets, top)
+    if len(budgets) > 1:
+        price = _ascend(options, budgets, np.maximum(price, top * 1e-18))
+    return _repair(options, budgets, price)
+
+
+def _prices(options: _Options, budgets: Array, top: float) -> Array:
+    """Raise and lower one stage's price at a time until its budget is just met."""
+    stages = len(budgets)
     price = np.zeros(stages)
-    for _ in range(1 if stages == 1 else 8):
+    for _ in range(1 if stages == 1 else 3):
         before = price.copy()
         for s in range(stages):
             low, high = 0.0, top
@@ -243,17 +276,49 @@ def _relax(options: _Options, budgets: Array) -> NDArray[np.intp]:
             price[s] = high
         if np.allclose(price, before, rtol=1e-6, atol=0):
             break
-    while (options.spent(price) > budgets).any():
-        price = np.maximum(price, top * 1e-18) * 1.05
-    return options.best(price)
+    return price
+
+
+def _ascend(options: _Options, budgets: Array, price: Array) -> Array:
+    """Move all prices towards the largest lower bound of the loss, where one price at a time gets stuck.
+
+    A stage that spends more than its budget becomes dearer, one that spends less cheaper, in ever smaller steps.
+    """
+    best, bound = price, options.bound(price, budgets)
+    for k in range(ASCENT):
+        price = price * np.clip(options.spent(price) / budgets, 0.5, 2.0) ** (20 / (20 + k))
+        value = options.bound(price, budgets)
+        if value > bound:
+            best, bound = price, value
+    return best
+
+
+def _repair(options: _Options, budgets: Array, price: Array) -> NDArray[np.intp]:
+    """Take the best choices at ``price`` and, while a budget is exceeded, the exchange that mends most for least.
+
+    Layers with equal curves change together at one price, so that no price need meet the budgets.
+    """
+    rows = options.rows
+    priced = options.loss + options.finite_cost @ price
+    choice = priced.argmin(axis=1)
+    while True:
+        cost = options.cost[rows, choice]
+        spent = cost.sum(axis=0)
+        if (spent <= budgets).all():
+            return choice
+        after = np.maximum(spent + options.cost - cost[:, None, :] - budgets, 0).sum(axis=2)
+        relief = np.maximum(spent - budgets, 0).sum() - after
+        loss = np.maximum(priced - priced[rows, choice][:, None], 0)
+        rate = np.where(relief > 0, (loss + 1e-300) / np.where(relief > 0, relief, 1), np.inf)
+        best = rate.min(axis=1)
+        p = int(options.spread[best[options.spread].argmin()])
+        choice[p] = int(rate[p].argmin())
 
 
 def _fill(options: _Options, choice: NDArray[np.intp], budgets: Array) -> NDArray[np.intp]:
     """Spend what the relaxation left: the exchange with the largest gain per parameter that still fits, repeated."""
     choice = choice.copy()
     rows = options.rows
-    # Equal gains are taken spread over the layers, not from the first layer on.
-    spread = np.argsort((rows * 0.6180339887498949) % 1.0)
     while True:
         cost = options.cost[rows, choice]
         slack = budgets - cost.sum(axis=0)
@@ -265,5 +330,5 @@ def _fill(options: _Options, choice: NDArray[np.intp], budgets: Array) -> NDArra
         spend = np.where(fits, np.maximum(np.where(np.isfinite(extra), extra, 0).sum(axis=2), 1e-9), 1.0)
         rate = np.where(fits, np.where(np.isfinite(gain), gain, 0) / spend, 0.0)
         best = rate.max(axis=1)
-        p = int(spread[best[spread].argmax()])
+        p = int(options.spread[best[options.spread].argmax()])
         choice[p] = int(rate[p].argmax())

@@ -72,7 +72,7 @@ def calibrate(
         progress: Called after every window.
 
     Raises:
-        NumericalError: An activation, gradient or loss is not finite; names the projection and the window.
+        NumericalError: An activation, gradient or loss is not finite; names the first such projection and the window.
     """
     rank, world = _processes()
     mine = range(rank, len(ids), world)
@@ -87,13 +87,17 @@ def calibrate(
         for accumulator in accumulators.values():
             stack.enter_context(accumulator)
         stack.callback(model.train, model.training)
+        stack.enter_context(torch.enable_grad())
         model.eval()
+        progress("calibrate", 0, len(mine))
         for done, window in enumerate(mine, 1):
-            loss += _backward(model, ids[window : window + 1])
-            for accumulator in accumulators.values():
-                accumulator.check(window)
-            if not torch.isfinite(loss):
-                raise NumericalError(f"the loss of calibration window {window} is not finite")
+            try:
+                loss += _backward(model, ids[window : window + 1])
+            except _NotFinite as error:
+                raise NumericalError(
+                    f"{error} in calibration window {window}",
+                    hint="load the model in float32 and look at its weights and at that text",
+                ) from None
             progress("calibrate", done, len(mine))
     _add_over_processes([loss, *(t for a in accumulators.values() for t in a.sums())], world)
     predicted = len(ids) * (ids.shape[1] - 1)
@@ -116,8 +120,14 @@ def _backward(model: Any, ids: Tensor) -> Tensor:
         loss = nn.functional.cross_entropy(logits, labels[start:stop], reduction="sum")
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
+    if not torch.isfinite(total):
+        raise _NotFinite("the loss is not finite")
     hidden.backward(leaf.grad)
     return total
+
+
+class _NotFinite(Exception):
+    """Raised in the middle of a pass, so that what is named is the first thing that went wrong."""
 
 
 class _Accumulator:
@@ -134,11 +144,12 @@ class _Accumulator:
         self.energy = torch.zeros(side, side, dtype=torch.float64)
         self.gradient = torch.zeros(side, side, dtype=torch.float64)
         self.scalars = torch.zeros(3, dtype=torch.float64)  # tr(g gᵀ), ΣG², Σ(G∘W)²
-        self.bad: str | None = None
         self._handles: list[Any] = []
+        self._earlier_gradient: Tensor | None = None
 
     def __enter__(self) -> _Accumulator:
         self.module.weight.requires_grad_(True)
+        self._earlier_gradient, self.module.weight.grad = self.module.weight.grad, None
         self._handles = [
             self.module.register_forward_hook(self._forward),
             self.module.weight.register_post_accumulate_grad_hook(self._weight_gradient),  # type: ignore[no-untyped-call]
@@ -148,29 +159,27 @@ class _Accumulator:
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
-        self.module.weight.grad = None
+        self.module.weight.grad = self._earlier_gradient
 
     def _forward(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         with torch.no_grad():
+            if not torch.isfinite(output).all():
+                raise _NotFinite(f"{self.name}: activations are not finite")
             if self.wide_input:
                 value = output.detach()
                 if self.module.bias is not None:
                     value = value - self.module.bias
             else:
                 value = inputs[0].detach()
-            self._add(self.energy, value, "activations")
+            _add_gram(self.energy, value)
         output.register_hook(self._output_gradient)  # type: ignore[no-untyped-call]
 
     def _output_gradient(self, gradient: Tensor) -> None:
-        self.scalars[0] += gradient.double().square().sum()
-        value = gradient if self.wide_input else gradient @ self.module.weight.detach()
-        self._add(self.gradient, value, "gradients")
-
-    def _add(self, gram: Tensor, value: Tensor, what: str) -> None:
-        rows = value.reshape(-1, value.shape[-1]).double()
-        if self.bad is None and not torch.isfinite(rows.sum()):
-            self.bad = what
-        gram.addmm_(rows.T, rows)
+        trace = gradient.double().square().sum()
+        if not torch.isfinite(trace):
+            raise _NotFinite(f"{self.name}: gradients are not finite")
+        self.scalars[0] += trace
+        _add_gram(self.gradient, gradient if self.wide_input else gradient @ self.module.weight.detach())
 
     def _weight_gradient(self, weight: Tensor) -> None:
         gradient = weight.grad
@@ -178,13 +187,6 @@ class _Accumulator:
         self.scalars[1] += gradient.square().sum()
         self.scalars[2] += (gradient * weight.detach()).square().sum()
         weight.grad = None  # freed at once: all of them together are as large as the model
-
-    def check(self, window: int) -> None:
-        if self.bad is not None:
-            raise NumericalError(
-                f"{self.name}: {self.bad} are not finite in calibration window {window}",
-                hint="load the model in float32 and look at that text",
-            )
 
     def sums(self) -> list[Tensor]:
         return [self.energy, self.gradient, self.scalars]
@@ -194,6 +196,11 @@ class _Accumulator:
         return Moments(
             self.energy / tokens, self.gradient / tokens, trace / tokens, g2 / windows, gw2 / windows
         )
+
+
+def _add_gram(gram: Tensor, value: Tensor) -> None:
+    rows = value.reshape(-1, value.shape[-1]).double()
+    gram.addmm_(rows.T, rows)
 
 
 def _restore(requires_grad: dict[nn.Parameter, bool]) -> None:
@@ -207,7 +214,7 @@ def _processes() -> tuple[int, int]:
         return 0, 1
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=True)  # the model is on the CPU, whatever the machine has
     return state.process_index, state.num_processes
 
 

@@ -15,12 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from flrc_edge.errors import FormatError
+from flrc_edge.errors import FormatError, UsageError
+from flrc_edge.hf_config import read_config
 from flrc_edge.lowrank import LowRankLinear, replace_linear, set_stage
 from flrc_edge.models import LoadedModel
+from flrc_exporters.architectures import DecoderConfig
 from flrc_runtime import manifest
 from flrc_runtime.files import published_folder, resolve_inside, write_json
-from flrc_runtime.manifest import Manifest
+from flrc_runtime.manifest import Manifest, RankPlan
 
 FACTORS = "factors.safetensors"
 BASE = "base.safetensors"
@@ -95,36 +97,58 @@ def load(folder: str | Path, stage: int = 0) -> Any:
         VerificationError: The folder does not hold what its ``flrc.json`` says.
         UsageError: There is no such stage.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     path = Path(folder)
     content = manifest.read(path, "checkpoint")
+    if not 0 <= stage < content.plan.num_stages:
+        raise UsageError(f"stage {stage} does not exist: there are stages 0 to {content.plan.num_stages - 1}")
+    resolve_inside(path, "config.json")
+    hf_config = read_config(path)
+    decoder = DecoderConfig.from_hf(hf_config)
     factors = _read(resolve_inside(path, FACTORS))
     base = _read(resolve_inside(path, BASE))
-    config = AutoConfig.from_pretrained(path)
-    dtype = next(iter(base.values())).dtype
+    _check_tensors(path.name, content.plan, decoder, {**base, **factors})
+    fields = {k: v for k, v in hf_config.items() if k not in ("model_type", "transformers_version")}
+    config = AutoConfig.for_model(decoder.architecture, **fields)  # never the class a config.json names
+    dtype = base["model.embed_tokens.weight"].dtype
     model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
         config, dtype=dtype, attn_implementation="sdpa"
     ).eval()
     for projection in content.plan.projections:
-        if projection.dense:
-            continue
-        try:
-            u, v = factors[f"{projection.name}.U"], factors[f"{projection.name}.V"]
-        except KeyError as missing:
-            raise FormatError(f"{path.name}: {FACTORS} holds no {missing.args[0]}") from None
         ranks = tuple(r for r in projection.ranks if r is not None)
-        bias = base.get(f"{projection.name}.bias")
-        replace_linear(model, projection.name, LowRankLinear(u, v, bias, ranks=ranks))
-    result = model.load_state_dict({**base, **factors}, strict=False)
-    absent = [n for n in result.missing_keys if not (n == "lm_head.weight" and config.tie_word_embeddings)]
-    if absent or result.unexpected_keys:
-        raise FormatError(
-            f"{path.name}: its tensors do not fit its plan (first: {[*absent, *result.unexpected_keys][0]})"
-        )
+        if ranks:
+            u, v = (factors[f"{projection.name}.{side}"].to(dtype) for side in "UV")
+            bias = base.get(f"{projection.name}.bias")
+            replace_linear(model, projection.name, LowRankLinear(u, v, bias, ranks=ranks))
+    model.load_state_dict({**base, **factors}, strict=False)
     model.tie_weights()
+    if (path / "generation_config.json").is_file():
+        resolve_inside(path, "generation_config.json")
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     set_stage(model, stage)
     return model
+
+
+def _check_tensors(where: str, plan: RankPlan, decoder: DecoderConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Compare plan and tensors with what the configuration says they are."""
+    if {p.name: p.shape for p in plan.projections} != {p.name: p.shape for p in decoder.projections()}:
+        raise FormatError(f"{where}: the plan in {manifest.FILE_NAME} does not fit config.json")
+    expected: dict[str, tuple[int, ...]] = dict(decoder.other_tensors())
+    for p in plan.projections:
+        (m, n), rank = p.shape, p.ranks[0]
+        if rank is None:
+            expected[f"{p.name}.weight"] = p.shape
+        else:
+            expected |= {f"{p.name}.U": (m, rank), f"{p.name}.V": (rank, n)}
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        problem = "is missing" if name in expected else "is not part of its plan"
+        raise FormatError(f"{where}: tensor {name} {problem}", hint="compress the model again")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise FormatError(
+                f"{where}: {name} has shape {tuple(tensors[name].shape)}, the plan says {shape}"
+            )
 
 
 def _read(path: Path) -> dict[str, Tensor]:

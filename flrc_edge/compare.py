@@ -10,8 +10,16 @@ from typing import get_args
 
 import torch
 
-from flrc_edge.allocation import Allocator
-from flrc_edge.compress import Settings, Timings, compressed, factorize_all, measure, plan_ranks
+from flrc_edge.allocation import Allocator, check_feasible
+from flrc_edge.compress import (
+    Settings,
+    Timings,
+    compressed,
+    factorize_all,
+    measure,
+    plan_ranks,
+    window_length,
+)
 from flrc_edge.evaluation.perplexity import perplexity, torch_logits
 from flrc_edge.factorization import Method
 from flrc_edge.models import LoadedModel
@@ -72,9 +80,12 @@ def compare(
         progress: Called after each unit of work.
     """
     timings = Timings()
-    test = token_windows(loaded.tokenizer, (WeightedText(text),), windows=windows, length=settings.window).ids
-    statistics, calibration = measure(loaded, settings, progress=progress, timings=timings)
     shapes = {p.name: p.shape for p in loaded.config.projections()}
+    for keep in keeps:
+        check_feasible(shapes.values(), (keep,), step=settings.rank_step)
+    length = window_length(loaded, settings.window)
+    test = token_windows(loaded.tokenizer, (WeightedText(text),), windows=windows, length=length).ids
+    statistics, calibration = measure(loaded, settings, progress=progress, timings=timings)
     with timings.phase("perplexity of one model"):
         dense = perplexity(torch_logits(loaded.model), test, progress=progress, phase="perplexity, dense")
     figures = []
@@ -101,7 +112,7 @@ def compare(
         model=loaded.name,
         text=Path(text).name,
         evaluation_tokens=test.numel(),
-        window=settings.window,
+        window=length,
         calibration=" + ".join(f"{t.name} ({t.tokens})" for t in calibration.texts),
         calibration_tokens=calibration.tokens,
         dense_perplexity=round(dense, 3),

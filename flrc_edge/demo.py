@@ -12,16 +12,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flrc_edge.compress import Settings, Timings, compress
+from flrc_edge.compress import Settings, Timings, compress, window_length
+from flrc_edge.errors import ContextOverflowError
 from flrc_edge.evaluation.bundle_perplexity import bundle_perplexity
 from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, silent
+from flrc_edge.schedule import prompt_ids
 from flrc_edge.texts import WeightedText, token_windows
 from flrc_exporters.bundle import export
 from flrc_exporters.number_format import Dtype
 from flrc_runtime import Answer, Model, Token, load
 from flrc_runtime.bench import bench
-from flrc_runtime.files import write_json
+from flrc_runtime.files import check_output_folder, write_json
 
 PROMPT = "What are the benefits of walking every day?"
 HELD_OUT = (WeightedText("wikitext2-heldout", 0.5), WeightedText("austen-heldout", 0.5))
@@ -74,6 +76,7 @@ def run(
     max_tokens: int = 128,
     windows: int = 8,
     window: int = 512,
+    overwrite: bool = False,
     progress: Progress = silent,
     show_dense: Show = lambda token: None,
     show: Show = lambda token: None,
@@ -89,22 +92,30 @@ def run(
         max_tokens: Tokens of an answer, at most.
         windows: Held-out windows the perplexities are measured on.
         window: Tokens of each.
+        overwrite: Replace an earlier demo, folder by folder once each is complete.
         progress: Called after each unit of work.
         show_dense: Called with each token of the dense model's answer.
         show: Called with each token of the compressed model's answer.
     """
     timings = Timings()
     checkpoint, bundle = output / "checkpoint", output / "bundle"
-    compress(loaded, checkpoint, settings, progress=progress, timings=timings)
+    context, length = loaded.config.context_length, prompt_ids(loaded.tokenizer, prompt).shape[1]
+    if length >= context:
+        raise ContextOverflowError(length, context)
+    for folder in (checkpoint, bundle):
+        check_output_folder(folder, overwrite=overwrite)
+    compress(loaded, checkpoint, settings, overwrite=overwrite, progress=progress, timings=timings)
     with timings.phase("export"):
-        written = export(checkpoint, bundle, dtype=dtype, progress=progress)
+        written = export(checkpoint, bundle, dtype=dtype, overwrite=overwrite, progress=progress)
     with tempfile.TemporaryDirectory(dir=output, prefix=".dense-") as scratch:
         dense_bundle = Path(scratch) / "dense"
         with timings.phase("dense"):
             whole = Path(scratch) / "checkpoint"
             compress(loaded, whole, Settings(keep=(1.0,)))
             dense_info = export(whole, dense_bundle, dtype=dtype, progress=progress)
-        ids = token_windows(loaded.tokenizer, HELD_OUT, windows=windows, length=window).ids
+        ids = token_windows(
+            loaded.tokenizer, HELD_OUT, windows=windows, length=window_length(loaded, window)
+        ).ids
         with timings.phase("perplexity"):
             ppl = _perplexities(load(bundle), ids, progress, "stage")
             dense_ppl = _perplexities(load(dense_bundle), ids, progress, "dense")[0]

@@ -13,6 +13,7 @@ damped square root of ``C`` is inverted. Both need Gram matrices of the smaller 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal, get_args
 
 import torch
@@ -83,6 +84,8 @@ def factorize(
     for what, tensor in (("weight", weight), ("energy", moments.energy), ("gradient", moments.gradient)):
         if not torch.isfinite(tensor).all():
             raise NumericalError(f"{name}: its {what} holds a value that is not finite")
+    if not isfinite(moments.gradient_trace):
+        raise NumericalError(f"{name}: its gradient trace is not finite")
     w = weight.double()
     m, n = w.shape
     rank = min(break_even((m, n)), m, n)
@@ -94,7 +97,7 @@ def factorize(
         delta = damping * mean_gradient if mean_gradient > 0 else 1.0
         solve = _two_sided_wide if m <= n else _two_sided_tall
         left, right, spectrum = solve(w, moments, rank, delta)
-        scale = 0.5
+        scale = 0.5 if mean_gradient > 0 else 0.0  # without any gradient H is only the damping
     size = left.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
     return Factors(
         (left / size).float().contiguous(), (right * size[:, None]).float().contiguous(), spectrum, scale

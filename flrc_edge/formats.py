@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flrc_edge.compress import Settings, compress
+from flrc_edge.compress import Settings, compress, window_length
 from flrc_edge.evaluation.bundle_perplexity import bundle_logits
 from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, silent
@@ -73,7 +73,9 @@ def compare_formats(
     """
     import onnxruntime
 
-    ids = token_windows(loaded.tokenizer, (WeightedText(text),), windows=windows, length=window).ids
+    ids = token_windows(
+        loaded.tokenizer, (WeightedText(text),), windows=windows, length=window_length(loaded, window)
+    ).ids
     figures: list[FormatFigure] = []
     reference: list[Tensor] = []
     with tempfile.TemporaryDirectory() as scratch:

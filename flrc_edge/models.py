@@ -148,10 +148,11 @@ def _folder(path: Path) -> ModelSource:
     hf_config = read_config(path)
     config = DecoderConfig.from_hf(hf_config)
     check_weights(path, config)
-    if not (path / "tokenizer.json").is_file():
-        raise FlrcError(
-            f"{path} holds no tokenizer.json", hint="save the tokenizer with transformers' save_pretrained"
-        )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (path / name).is_file():
+            raise FlrcError(
+                f"{path} holds no {name}", hint="save the tokenizer with transformers' save_pretrained"
+            )
     return ModelSource(path.resolve().name, "folder", str(path), config, hf_config)
 
 

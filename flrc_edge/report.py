@@ -32,6 +32,7 @@ def save(path: Path, section: str, key: str, value: Mapping[str, Any]) -> None:
     if not isinstance(content, dict):
         raise FormatError(f"{path} is not a JSON object")
     content.setdefault(section, {})[key] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
     path.with_suffix(".md").write_text(page(content), "utf-8")
 

@@ -138,14 +138,12 @@ def _stage_log_probs(model: Any, answer: Answer, stage: int) -> Tensor:
     """Return log-probabilities ``[N, vocab]``: the prompt through stage 0, the answer through ``stage``."""
     set_stage(model, 0)
     prompt = model(input_ids=answer.prompt, use_cache=True)
-    set_stage(model, stage)
-    rest = model(input_ids=answer.answer[:, :-1], past_key_values=prompt.past_key_values, use_cache=True)
-    set_stage(model, 0)
-    logits = (
-        torch.cat([prompt.logits[0, -1:], rest.logits[0]])
-        if answer.answer.shape[1] > 1
-        else prompt.logits[0, -1:]
-    )
+    logits = prompt.logits[0, -1:]
+    if answer.answer.shape[1] > 1:
+        set_stage(model, stage)
+        rest = model(input_ids=answer.answer[:, :-1], past_key_values=prompt.past_key_values, use_cache=True)
+        set_stage(model, 0)
+        logits = torch.cat([logits, rest.logits[0]])
     log_probs: Tensor = logits.float().log_softmax(-1)
     return log_probs
 

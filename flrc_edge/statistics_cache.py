@@ -42,13 +42,13 @@ def cached_statistics(fingerprint: str | None, compute: Callable[[], Statistics]
             found = _read(path)
             _log.info("statistics taken from the cache")
             return found
-        except (SafetensorError, OSError, KeyError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             _log.warning("a cached statistics file is damaged and is measured again: %s", error)
     result = compute()
     if path is not None and is_main_process():
         try:
             _write(path, result)
-        except OSError as error:
+        except (SafetensorError, OSError) as error:
             _log.warning("the statistics could not be cached: %s", error)
     return result
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from codecs import getincrementaldecoder
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
 
 from flrc_edge.errors import UsageError
 from flrc_runtime.manifest import TextSource
@@ -22,6 +25,7 @@ DATA = Path(__file__).parent / "data"
 BUILT_IN = {
     "wikitext2": "wikitext2_calibration.txt",
     "austen": "austen_calibration.txt",
+    "chat": "chat_calibration.jsonl",
     "wikitext2-heldout": "wikitext2_heldout.txt",
     "austen-heldout": "austen_heldout.txt",
 }
@@ -46,7 +50,9 @@ class WeightedText:
         """
         name, colon, weight = spec.rpartition(":")
         if not colon or not _is_number(weight):
-            return cls(spec)
+            name, weight = spec, "1"
+        if not name:
+            raise UsageError(f"{spec!r} names no text")
         if not 0 < float(weight) < float("inf"):
             raise UsageError(f"the weight in {spec!r} must be a positive number")
         return cls(name, float(weight))
@@ -78,10 +84,14 @@ def token_windows(
         seed: Chooses where the windows start; None takes them from the beginning, without gaps.
 
     Raises:
-        UsageError: A source is missing, not UTF-8, empty, or holds too few tokens.
+        UsageError: A source is missing, not UTF-8, empty, or holds too few tokens; none, or no window, is asked for.
     """
     import torch
 
+    if not texts:
+        raise UsageError("name at least one text")
+    if windows is not None and windows < 1:
+        raise UsageError(f"the number of windows must be at least 1, not {windows}")
     total = sum(t.weight for t in texts)
     rows: list[torch.Tensor] = []
     sources: list[TextSource] = []
@@ -94,7 +104,7 @@ def token_windows(
             left -= count
             if count == 0:
                 continue
-        content = read_text(text.name)
+        content = read_text(text.name, tokenizer)
         picked = _cut(tokenizer, content, name=text.name, count=count, length=length, seed=seed)
         rows.append(picked)
         digest = hashlib.sha256(content.encode()).hexdigest()
@@ -102,8 +112,15 @@ def token_windows(
     return Windows(torch.cat(rows), tuple(sources))
 
 
-def read_text(name: str) -> str:
-    """Read a built-in sample, a UTF-8 file (of a ``.jsonl`` file the field ``text``), or a folder of such files.
+def read_text(name: str, tokenizer: Any = None) -> str:
+    """Read a built-in sample, a UTF-8 file, or a folder of such files.
+
+    A line of a ``.jsonl`` file holds ``text``, or ``messages`` (role and content), which are written as the
+    tokenizer's chat template says.
+
+    Args:
+        name: Of the sample, file or folder.
+        tokenizer: A Hugging Face tokenizer; without one, or without a template, messages become plain lines.
 
     Raises:
         UsageError: There is no such text, or it is empty or not UTF-8.
@@ -113,9 +130,9 @@ def read_text(name: str) -> str:
         files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
         if not files:
             raise UsageError(f"{name} holds no text file ({', '.join(SUFFIXES)})")
-        text = "\n\n".join(_read_file(p) for p in files)
+        text = "\n\n".join(_read_file(p, tokenizer) for p in files)
     elif path.is_file():
-        text = _read_file(path)
+        text = _read_file(path, tokenizer)
     else:
         raise UsageError(
             f"there is no text {name!r}",
@@ -126,30 +143,58 @@ def read_text(name: str) -> str:
     return text
 
 
-def _read_file(path: Path) -> str:
+def _read_file(path: Path, tokenizer: Any) -> str:
     try:
         size = path.stat().st_size
-        if size <= WHOLE:
-            text = path.read_bytes().decode("utf-8")
-        else:
-            with path.open("rb") as file:
-                pieces = []
-                for i in range(WHOLE // PIECE):
-                    file.seek(i * (size - PIECE) // (WHOLE // PIECE - 1))
-                    # The first and last line of a piece may be torn.
-                    pieces.append(file.read(PIECE).split(b"\n", 1)[-1].rsplit(b"\n", 1)[0].decode("utf-8"))
-                text = "\n".join(pieces)
+        text = path.read_bytes().decode("utf-8-sig") if size <= WHOLE else _read_pieces(path, size)
         if "\x00" in text:
             raise UsageError(f"the text {path} looks binary (it holds a NUL character)")
         if path.suffix == ".jsonl":
-            return "\n\n".join(json.loads(line)["text"] for line in text.splitlines() if line.strip())
+            # Not splitlines: a JSON string may hold U+2028 and the like as they are.
+            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+            return "".join(_document(line, tokenizer) for line in lines)
     except UnicodeDecodeError:
         raise UsageError(f"the text {path} is not UTF-8") from None
     except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{path} must hold one JSON object with a field 'text' on every line") from None
+        raise UsageError(
+            f"{path} must hold one JSON object with a field 'text' or 'messages' on every line"
+        ) from None
+    except TemplateError as error:
+        raise UsageError(f"the chat template refuses a line of {path}: {error}") from None
     except OSError as error:
         raise UsageError(f"the text {path} cannot be read: {error.strerror}") from None
     return text
+
+
+def _read_pieces(path: Path, size: int) -> str:
+    """Read pieces spread over a large file, without the lines (or, in a text without lines, characters) they tear."""
+    count = max(2, WHOLE // PIECE)
+    lines = path.suffix == ".jsonl"
+    pieces = []
+    with path.open("rb") as file:
+        for i in range(count):
+            file.seek(i * (size - PIECE) // (count - 1))
+            piece = file.read(PIECE)
+            if i > 0:
+                head, newline, rest = piece.partition(b"\n")
+                piece = rest if newline or lines else head.lstrip(bytes(range(0x80, 0xC0)))
+            if i < count - 1:
+                whole, newline, _ = piece.rpartition(b"\n")
+                piece = whole if newline or lines else piece
+            pieces.append(getincrementaldecoder("utf-8")().decode(piece))
+    if not any(pieces):
+        raise UsageError(f"the text {path} holds no line shorter than the {PIECE} bytes read at a time")
+    return "\n".join(pieces).removeprefix("\ufeff")
+
+
+def _document(line: dict[str, Any], tokenizer: Any) -> str:
+    if "messages" not in line:
+        text: str = line["text"]
+        return text + "\n\n"
+    if getattr(tokenizer, "chat_template", None):
+        rendered: str = tokenizer.apply_chat_template(line["messages"], tokenize=False)
+        return rendered
+    return "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in line["messages"])
 
 
 def _cut(

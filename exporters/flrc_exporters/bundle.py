@@ -64,7 +64,8 @@ def export(
         UnsupportedModelError: The decoder cannot compute this model.
     """
     check_output_folder(output, overwrite=overwrite)
-    written = manifests.read(checkpoint, "checkpoint")
+    # Hashes, not only sizes: a damaged factor must not become a bundle that verifies.
+    written = manifests.verify(checkpoint, "checkpoint")
     resolve_inside(checkpoint, "tokenizer.json")
     raw = read_json(resolve_inside(checkpoint, "config.json"))
     if not isinstance(raw, dict):

@@ -18,10 +18,11 @@ _TYPES = {
 
 
 def eos_tokens(config: DecoderConfig, generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the tokens that end an answer: those of generation_config.json, else those of config.json."""
+    """Return the tokens that end an answer: those of config.json and of generation_config.json."""
     value = generation.get("eos_token_id")
-    tokens = tuple(value) if isinstance(value, list) else () if value is None else (value,)
-    return tuple(t for t in tokens or config.eos_token_ids if isinstance(t, int) and t < config.vocab_size)
+    tokens = value if isinstance(value, list) else [] if value is None else [value]
+    both = dict.fromkeys([*config.eos_token_ids, *tokens])
+    return tuple(t for t in both if isinstance(t, int) and 0 <= t < config.vocab_size)
 
 
 def genai_config(

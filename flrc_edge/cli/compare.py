@@ -89,6 +89,6 @@ def command(
                 progress=progress,
             )
     value = asdict(result)
+    click.echo(json.dumps(value, indent=1) if as_json else render(value))
     if save is not None:
         report.save(save, section, loaded.name, value)
-    click.echo(json.dumps(value, indent=1) if as_json else render(value))

@@ -62,15 +62,18 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    r"""Compress MODEL (a folder, GGUF file, hub id or built-in name) into a checkpoint.
+    """Compress MODEL (a folder, GGUF file, hub id or built-in name) into a checkpoint.
 
     \b
     flrc-edge compress smollm2-135m -o ckpt --stages .9,.8,.7
     flrc-edge compress ./my-model -o ckpt --keep .8 --calibration notes.txt:2 --calibration wikitext2
-    accelerate launch --cpu --num_processes 2 -m flrc_edge compress smollm2-135m -o ckpt
+
+    \b
+    Calibration on several processes or hosts; they compute on the CPU, but only --multi_gpu starts more than one:
+    accelerate launch --multi_gpu --num_processes 2 -m flrc_edge compress smollm2-135m -o ckpt
     """
     keeps = _keeps(keep, stages, target_size)
-    edges = parse_integers(boundaries) if boundaries else None
+    edges = None if boundaries is None else parse_integers(boundaries)
 
     # Everything that can be refused without torch has been; now the heavy imports.
     from flrc_edge.models import resolve_model
@@ -83,7 +86,7 @@ def command(
 
     from flrc_edge.compress import DEFAULT_TEXTS, Settings, Timings, compress, keep_for_size
 
-    if target_size:
+    if target_size is not None:
         keeps = (keep_for_size(config, parse_size(target_size), dtype=target_dtype),)
     chosen = Settings(
         keep=keeps or Settings().keep,
@@ -125,14 +128,14 @@ def _keeps(keep: str | None, stages: str | None, target_size: str | None) -> tup
     given = [
         name
         for name, value in (("--keep", keep), ("--stages", stages), ("--target-size", target_size))
-        if value
+        if value is not None
     ]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} say the same thing twice; give one of them")
-    text = keep or stages
+    text = stages if keep is None else keep
     if text is None:
         return None
     keeps = parse_keeps(text)
-    if keep and len(keeps) > 1:
+    if keep is not None and len(keeps) > 1:
         raise UsageError("--keep takes one number; --stages takes several")
     return keeps

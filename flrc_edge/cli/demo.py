@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 from flrc_edge.cli.progress_bar import from_context
 from flrc_edge.cli.settings import parse_keeps
 from flrc_edge.cli.stage_text import StageText, printable, wants_color
-from flrc_edge.errors import UsageError
+from flrc_edge.errors import EmptyPromptError, UsageError
 
 if TYPE_CHECKING:
     from flrc_edge.demo import Summary
@@ -26,11 +25,19 @@ if TYPE_CHECKING:
 @click.option(
     "--model", default="smollm2-135m", show_default=True, help="Built-in name, folder, GGUF or hub id."
 )
-@click.option("--stages", default=".9,.8,.7", show_default=True, metavar="K,K,…", help="Keep of each stage.")
+@click.option(
+    "--stages", default=".95,.9,.85", show_default=True, metavar="K,K,…", help="Keep of each stage."
+)
 @click.option("--dtype", type=click.Choice(["fp32", "int8", "int4"]), default="int8", show_default=True)
 @click.option("--tokens", default=16384, show_default=True, help="Calibration tokens.")
 @click.option("--prompt", default=None, help="The question to answer.")
-@click.option("--max-tokens", default=128, show_default=True, help="Tokens of the answer, at most.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Tokens of the answer, at most.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo.")
 @click.option(
     "--save", type=click.Path(path_type=Path), help="Put the figures into this JSON file and its .md page."
@@ -50,7 +57,9 @@ def command(
 ) -> None:
     """Take a real model the whole way: compress, export, measure, and stream an answer through its stages."""
     keeps = parse_keeps(stages)
-    _prepare(output, overwrite=overwrite)
+    if prompt is not None and not prompt.strip():
+        raise EmptyPromptError("the prompt is empty")
+    _check_output(output, overwrite=overwrite)
 
     from flrc_edge.builtin_models import BUILTIN
     from flrc_edge.compress import Settings
@@ -64,7 +73,7 @@ def command(
         pull(model)
     loaded = open_model(model)
     output.mkdir(parents=True, exist_ok=True)
-    prompt = prompt or PROMPT
+    prompt = PROMPT if prompt is None else prompt
     dense, staged = _Writer(as_json), _Writer(as_json)
     with from_context() as progress:
         summary = run(
@@ -74,6 +83,7 @@ def command(
             dtype=dtype,
             prompt=prompt,
             max_tokens=max_tokens,
+            overwrite=overwrite,
             progress=progress,
             show_dense=lambda t: dense.show(t, f"\n> {prompt}\n\ndense: "),
             show=lambda t: staged.show(t, "\n\nstages: ", StageText(color=wants_color(sys.stdout))),
@@ -127,8 +137,8 @@ def report(summary: Summary) -> list[str]:
     return [*lines, f"bundle {summary.bundle_bytes / 1e6:.1f} MB; {total:.0f} s in all ({phases})"]
 
 
-def _prepare(output: Path, *, overwrite: bool) -> None:
-    """Refuse or empty the output folder; only what an earlier demo wrote is ever removed."""
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that holds anything but an earlier demo."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} exists and is not a folder")
     if not output.exists() or not any(output.iterdir()):
@@ -138,6 +148,3 @@ def _prepare(output: Path, *, overwrite: bool) -> None:
     strangers = {p.name for p in output.iterdir()} - {"checkpoint", "bundle", "summary.json"}
     if strangers:
         raise UsageError(f"{output} holds {min(strangers)}, which no demo wrote, so it is not overwritten")
-    for name in ("checkpoint", "bundle"):
-        shutil.rmtree(output / name, ignore_errors=True)
-    (output / "summary.json").unlink(missing_ok=True)

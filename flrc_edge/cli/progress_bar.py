@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -75,4 +76,5 @@ def from_context() -> ProgressBars:
     """Return the progress the command line asked for (``--quiet``)."""
     context = click.get_current_context(silent=True)
     root = context.find_root() if context else None
-    return ProgressBars(quiet=bool(root and root.params.get("quiet")))
+    helper = os.environ.get("RANK", "0") != "0"  # a process of `accelerate launch` that only helps
+    return ProgressBars(quiet=helper or bool(root and root.params.get("quiet")))

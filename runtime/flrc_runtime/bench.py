@@ -21,6 +21,7 @@ from .errors import UsageError
 from .policy import FixedStage, Policy, SchedulePolicy, StepState, prompt_stage
 
 Test = Literal["prompt", "decode"]
+ALTERNATING = "alternating"
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Row:
 
     Args:
         bundle: Name of the folder.
-        stage: Number of the stage, or ``schedule``.
-        keep: Activated share of the projection parameters; None for the schedule.
+        stage: Number of the stage, ``schedule``, or ``alternating``: the first and the last stage in turn.
+        keep: Activated share of the projection parameters; None where it varies.
         test: ``prompt`` reads tokens at once, ``decode`` makes one after another.
         tokens: Tokens of one repetition.
         ms_per_token: Median over the repetitions.
@@ -153,6 +154,18 @@ def bench(
     )
 
 
+def move_ms(result: BenchResult, bundle: str) -> float | None:
+    """Return what moving to another stage costs in ms a move; None for a bundle of one stage.
+
+    The decode time when the first and the last stage take turns, less the mean of the two alone.
+    """
+    decode = {r.stage: r.ms_per_token for r in result.rows if r.bundle == bundle and r.test == "decode"}
+    if ALTERNATING not in decode:
+        return None
+    last = max(int(stage) for stage in decode if stage.isdigit())
+    return decode[ALTERNATING] - (decode["0"] + decode[str(last)]) / 2
+
+
 def _open(folder: Path, context: int, threads: int | None) -> tuple[Loading, list[_Subject]]:
     before, started = resident_bytes(), time.perf_counter()
     model = load(folder, context=context, threads=threads)
@@ -165,6 +178,9 @@ def _open(folder: Path, context: int, threads: int | None) -> tuple[Loading, lis
     ]
     if model.num_stages > 1:
         subjects.append(_Subject(name, model, "schedule", None, SchedulePolicy(manifest.schedule)))
+        # Beside the two stages alone, this is what a move costs.
+        last = model.num_stages - 1
+        subjects.append(_Subject(name, model, ALTERNATING, None, lambda state: state.generated % 2 * last))
     return Loading(name, seconds, used, sum(f.size for f in manifest.files.values())), subjects
 
 

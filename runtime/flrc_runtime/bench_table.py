@@ -7,7 +7,7 @@ import io
 import json
 from dataclasses import asdict, fields
 
-from .bench import BenchResult, Row
+from .bench import BenchResult, Row, move_ms
 
 
 def as_json(result: BenchResult) -> str:
@@ -57,6 +57,10 @@ def as_markdown(result: BenchResult) -> str:
         + (f", {load.resident_bytes / 1e6:.0f} MB resident" if load.resident_bytes is not None else "")
         for load in result.loading
     )
+    for bundle in dict.fromkeys(row.bundle for row in result.rows):
+        cost = move_ms(result, bundle)
+        if cost is not None:
+            loading += f"\n{bundle}: moving to another stage costs {cost:.2f} ms more than staying"
     threads = "onnxruntime's choice of" if result.threads is None else result.threads
     conditions = (
         f"{result.machine}, onnxruntime {result.onnxruntime}, {threads} threads, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -59,11 +60,17 @@ def read_json(path: Path) -> Any:
     """
     where = f"{path.parent.name}/{path.name}"
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise FormatError(f"{where} is not a regular file")
+        size = status.st_size
         if size > MAX_JSON_BYTES:
             raise FormatError(f"{where} is {size} bytes, more than the {MAX_JSON_BYTES} a manifest may have")
         return json.loads(
-            path.read_text("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_reject_constant
+            path.read_text("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_reject_constant,
+            parse_float=_finite_float,
         )
     except FileNotFoundError:
         raise FormatError(f"{where} is missing", hint="is this a folder that flrc-edge wrote?") from None
@@ -80,6 +87,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not a finite number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        _reject_constant(text)
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -108,11 +122,25 @@ def check_output_folder(target: Path, *, overwrite: bool = False) -> None:
         raise UsageError(f"{target} exists and is not a folder")
     if target.exists() and any(target.iterdir()) and not overwrite:
         raise UsageError(f"{target} exists already", hint="choose another folder or pass --overwrite")
-    if overwrite and target.exists() and any(target.iterdir()) and not (target / "flrc.json").exists():
-        raise UsageError(f"{target} was not written by flrc-edge, so it is not overwritten")
+    if overwrite and target.exists() and any(target.iterdir()):
+        _check_replaceable(target)
     parent = next(p for p in target.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(f"{parent} is not a folder that can be written")
+
+
+def _check_replaceable(target: Path) -> None:
+    """Refuse to replace a folder that holds anything but what its ``flrc.json`` lists."""
+    try:
+        content = read_json(target / "flrc.json")
+        listed = set(content["files"]) | {"flrc.json"}
+    except (FormatError, LookupError, TypeError):
+        raise UsageError(f"{target} was not written by flrc-edge, so it is not overwritten") from None
+    strangers = sorted(p.name for p in target.iterdir() if p.name not in listed)
+    if strangers:
+        raise UsageError(
+            f"{target} holds {strangers[0]}, which flrc-edge did not write, so it is not overwritten"
+        )
 
 
 @contextmanager
@@ -124,23 +152,33 @@ def published_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]
         removed and an earlier ``target`` stays as it was.
     """
     check_output_folder(target, overwrite=overwrite)
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    work = target.absolute().parent / f".{target.name}.tmp-{os.getpid()}"
-    if work.exists():
-        shutil.rmtree(work)
-    work.mkdir()
+    place = target.resolve()
+    work = place.parent / f".{place.name}.tmp-{os.getpid()}"
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if work.exists():
+            shutil.rmtree(work)
+        work.mkdir()
         yield work
-        if target.exists():
-            old = target.absolute().parent / f".{target.name}.old-{os.getpid()}"
-            target.replace(old)
-            work.replace(target)
-            shutil.rmtree(old)
-        else:
-            work.replace(target)
+        _swap(work, place)
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise FlrcError(f"{target} could not be written: {error.strerror or error}") from error
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def _swap(work: Path, place: Path) -> None:
+    """Move ``work`` to ``place``; what is there goes away only once the new folder has its name."""
+    if not place.exists():
+        work.replace(place)
+        return
+    old = place.parent / f".{place.name}.old-{os.getpid()}"
+    place.replace(old)
+    try:
+        work.replace(place)
+    except BaseException:
+        old.replace(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

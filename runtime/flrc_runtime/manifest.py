@@ -45,6 +45,7 @@ class ModelInfo:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
             _require(_is_count(getattr(self, name), 1), f"model.{name} must be a positive integer")
         _require(_is_count(self.context_length, 1), "model.context_length must be a positive integer")
+        _require(_is_count(self.parameters, 1), "model.parameters must be a positive integer")
         _require(
             all(_is_count(t) and t < self.vocab_size for t in self.eos_token_ids),
             "model.eos_token_ids must lie inside the vocabulary",
@@ -111,6 +112,7 @@ class RankPlan:
             all(len(p.ranks) == len(self.keep) for p in self.projections),
             "every projection needs one rank a stage",
         )
+        _require(len(self.projections) > 0, "plan.projections is empty")
         names = [p.name for p in self.projections]
         _require(len(set(names)) == len(names), "a projection is listed twice")
         for name, value in self.scores.items():
@@ -201,6 +203,10 @@ class StageInfo:
     keep: float  # activated share of the projection parameters
     bytes: int
 
+    def __post_init__(self) -> None:
+        _require(self.keep > 0, f"stage {self.graph}: keep must be positive")
+        _require(_is_count(self.bytes, 1), f"stage {self.graph}: bytes must be a positive integer")
+
 
 @dataclass(frozen=True)
 class FileInfo:
@@ -246,8 +252,21 @@ class Manifest:
             len(self.schedule.boundaries) == self.plan.num_stages - 1,
             f"{self.plan.num_stages} stages need {self.plan.num_stages - 1} schedule boundaries",
         )
+        rows = self.schedule.divergence
+        _require(
+            not rows
+            or (len(rows) == self.plan.num_stages and len({len(r) for r in rows}) == 1 and len(rows[0]) > 0),
+            "schedule.divergence must hold one row a stage, all of one length",
+        )
         expected = self.plan.num_stages if self.kind == "bundle" else 0
         _require(len(self.stages) == expected, f"a {self.kind} of this plan has {expected} stage graphs")
+        _require(len({s.graph for s in self.stages}) == expected, "two stages share a graph")
+
+    def required_files(self) -> tuple[str, ...]:
+        """Return the files without which the folder cannot be used; each must be listed in ``files``."""
+        if self.kind == "checkpoint":
+            return ("config.json", "tokenizer.json", "base.safetensors", "factors.safetensors")
+        return (*(s.graph for s in self.stages), "weights.bin", "tokenizer.json", "tokenizer_config.json")
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
@@ -279,6 +298,8 @@ def read(folder: Path, kind: Kind | None = None) -> Manifest:
     """
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder", hint="give the folder that compress or export wrote")
+    if (folder / FILE_NAME).is_symlink():
+        raise FormatError(f"{folder.name}: {FILE_NAME} is a link")
     raw = read_json(folder / FILE_NAME)
     if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA_VERSION:
         raise FormatError(
@@ -298,16 +319,21 @@ def read(folder: Path, kind: Kind | None = None) -> Manifest:
                 f"{folder.name}: {name} has {size} bytes, {info.size} were written",
                 hint="copy or write the folder again",
             )
+    for name in manifest.required_files():
+        if name not in manifest.files:
+            raise FormatError(
+                f"{folder.name}: {FILE_NAME} does not list {name}", hint="write the folder again"
+            )
     return manifest
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Path, kind: Kind | None = None) -> Manifest:
     """Read the manifest and compare the SHA-256 of every file.
 
     Raises:
         VerificationError: A file is missing, has another size or hash, or is not listed.
     """
-    manifest = read(folder)
+    manifest = read(folder, kind)
     for path in sorted(folder.iterdir()):
         if path.name != FILE_NAME and path.name not in manifest.files:
             raise VerificationError(f"{folder.name}: {path.name} is not listed in {FILE_NAME}")
@@ -372,6 +398,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise FormatError(f"{where}: expected an object")
         return {k: _convert(arguments[1], v, f"{where}[{k}]") for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        _require(abs(value) < 2**63, f"{where} is out of range")
         return float(value)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value

@@ -49,9 +49,9 @@ def test_round_trip_stays_within_a_step(weight: np.ndarray, bits: Literal[8, 4])
     assert packed.shape == NumberFormat(bits).packed_shape(out, width)
     back = dequantize(packed, scales, width)
     assert back.shape == weight.shape and np.isfinite(back).all()
-    # The search may clip the largest entry of a block by a fifth, never more.
+    # The smallest scale tried, 0.8 of peak / 8, puts the peak at 10 steps; on the positive side 7 are left.
     steps = np.repeat(np.abs(scales), 32, axis=1)[:, :width]
-    assert (np.abs(back - weight) <= steps * (0.51 if bits == 8 else 2.6) + 1e-30).all()
+    assert (np.abs(back - weight) <= steps * (0.51 if bits == 8 else 3.01) + 1e-30).all()
     assert (back[weight == 0] == 0).all()
 
 

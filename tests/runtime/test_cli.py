@@ -128,15 +128,16 @@ def test_bench(bundle, form: str) -> None:
     if form == "json":
         result = json.loads(done.stdout)
         rows = result["rows"]
-        assert [r["test"] for r in rows] == ["prompt"] * 6 + ["decode"] * 6
-        assert [r["stage"] for r in rows[:3]] == ["0", "1", "schedule"]
+        assert [r["test"] for r in rows] == ["prompt"] * 8 + ["decode"] * 8
+        assert [r["stage"] for r in rows[:4]] == ["0", "1", "schedule", "alternating"]
         assert rows[0]["ratio"] == 1 and all(r["ms_per_token"] > 0 < r["ratio"] for r in rows)
         assert all(r["tokens_per_second"] == pytest.approx(1e3 / r["ms_per_token"]) for r in rows)
         assert [load["bundle"] for load in result["loading"]] == [bundle.folder.name] * 2
     elif form == "csv":
-        assert len(done.stdout.splitlines()) == 13 and done.stdout.startswith("bundle,stage,keep,test,")
+        assert len(done.stdout.splitlines()) == 17 and done.stdout.startswith("bundle,stage,keep,test,")
     else:
         assert "| stories | schedule |  | decode 4 |" in done.stdout and "| ratio |" in done.stdout
+        assert "moving to another stage costs" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [("-n", 0), ("-p", -1), ("-r", 0), ("-p", 600)])

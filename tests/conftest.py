@@ -1,0 +1,70 @@
+"""What all tests share: a cache folder of their own, and stories260k compressed and exported once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STORIES = Path(__file__).parent / "data" / "stories260k"
+_REAL_CACHE = os.environ.get("FLRC_EDGE_CACHE")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Point FLRC_EDGE_CACHE to a temporary folder: no test reads or fills the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLRC_EDGE_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def real_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Use the user's own cache, for tests of pulled models."""
+    if _REAL_CACHE is None:
+        monkeypatch.delenv("FLRC_EDGE_CACHE")
+    else:
+        monkeypatch.setenv("FLRC_EDGE_CACHE", _REAL_CACHE)
+    from flrc_edge.cache import cache_folder
+
+    return cache_folder()
+
+
+@dataclass(frozen=True)
+class CompressedStories:
+    """stories260k in three stages: settings, dense model, checkpoint folder and what ``compress`` returned."""
+
+    settings: Any
+    source: Any
+    checkpoint: Path
+    manifest: Any
+
+
+@pytest.fixture(scope="session")
+def compressed_stories(tmp_path_factory: pytest.TempPathFactory) -> CompressedStories:
+    """Compress stories260k with the defaults a model of 64 features allows; do not write there."""
+    import torch
+
+    import flrc_edge
+    from flrc_edge.compress import Settings, compress
+
+    torch.set_num_threads(1)
+    source = flrc_edge.open_model(str(STORIES))
+    settings = Settings(keep=(0.9, 0.8, 0.7), tokens=4096, window=256, rank_step=8)
+    folder = tmp_path_factory.mktemp("stories") / "checkpoint"
+    return CompressedStories(settings, source, folder, compress(source, folder, settings))
+
+
+@pytest.fixture(scope="session")
+def stories_bundle(compressed_stories: CompressedStories, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp32 export of the three stages; do not write there."""
+    from flrc_exporters.bundle import export
+
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    export(compressed_stories.checkpoint, folder, dtype="fp32")
+    return folder

@@ -1,0 +1,139 @@
+"""Statistics between runs: found again, measured again when anything differs, never a reason to fail."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from flrc_edge import compress as compressing
+from flrc_edge import statistics_cache
+from flrc_edge.calibration import Moments, Statistics
+from flrc_edge.models import open_model
+from flrc_edge.statistics_cache import KEPT, cached_statistics
+from flrc_edge.texts import WeightedText
+
+
+def some_statistics(seed: int = 0) -> Statistics:
+    generator = torch.Generator().manual_seed(seed)
+    return Statistics(
+        {
+            name: Moments(
+                torch.randn(3, 3, generator=generator, dtype=torch.float64),
+                torch.randn(2, 2, generator=generator, dtype=torch.float64),
+                0.1 + seed, 1 / 3, 1e-30,
+            )
+            for name in ("a.b", "a.energy")
+        },
+        2.5, 1024,
+    )  # fmt: skip
+
+
+def equal(a: Statistics, b: Statistics) -> bool:
+    return (
+        (a.loss, a.tokens, a.moments.keys()) == (b.loss, b.tokens, b.moments.keys())
+        and all(
+            torch.equal(a.moments[n].energy, b.moments[n].energy)
+            and torch.equal(a.moments[n].gradient, b.moments[n].gradient)
+            and a.moments[n].gradient_trace == b.moments[n].gradient_trace
+            and a.moments[n].fisher_g2 == b.moments[n].fisher_g2
+            and a.moments[n].fisher_gw2 == b.moments[n].fisher_gw2
+            for n in a.moments
+        )
+    )  # fmt: skip
+
+
+def forbidden() -> Statistics:
+    pytest.fail("measured again")
+
+
+def test_found_again_to_the_last_bit(cache: Path) -> None:
+    first = cached_statistics("f", some_statistics)
+    assert equal(first, some_statistics())
+    again = cached_statistics("f", forbidden)
+    assert equal(again, first) and again.moments["a.b"].energy.dtype == torch.float64
+    assert [p.name for p in (cache / "statistics").iterdir()] == ["f.safetensors"]
+
+
+def test_without_a_fingerprint_nothing_is_stored(cache: Path) -> None:
+    assert equal(cached_statistics(None, some_statistics), some_statistics())
+    assert not cache.exists()
+
+
+def test_several_processes_measure_together(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached_statistics("f", some_statistics)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert equal(cached_statistics("f", lambda: some_statistics(1)), some_statistics(1))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "other tensors", "short scalars"])
+def test_a_damaged_file_is_measured_again(cache: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    cached_statistics("f", some_statistics)
+    path = cache / "statistics" / "f.safetensors"
+    data = path.read_bytes()
+    if damage == "other tensors":
+        save_file({"x": torch.ones(1)}, path)
+    elif damage == "short scalars":
+        save_file({"": torch.ones(1), "a.energy": torch.ones(1)}, path)
+    else:
+        path.write_bytes({"truncated": data[:-8], "garbage": b"\xff" * 99, "empty": b""}[damage])
+    assert equal(cached_statistics("f", lambda: some_statistics(1)), some_statistics(1))
+    assert "is damaged and is measured again" in caplog.text
+    assert equal(cached_statistics("f", forbidden), some_statistics(1))
+
+
+def test_a_cache_that_cannot_be_written(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache.mkdir()
+    (cache / "statistics").write_text("a file")
+    assert equal(cached_statistics("f", some_statistics), some_statistics())
+    assert "could not be cached" in caplog.text
+
+
+def test_a_full_disk(cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from safetensors import SafetensorError
+
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(statistics_cache, "save_file", full)
+    assert equal(cached_statistics("f", some_statistics), some_statistics())
+    assert "could not be cached" in caplog.text and not list((cache / "statistics").iterdir())
+
+
+def test_only_the_newest_are_kept(cache: Path) -> None:
+    for i in range(KEPT + 2):
+        cached_statistics(f"f{i}", lambda i=i: some_statistics(i))  # type: ignore[misc]
+        os.utime(cache / "statistics" / f"f{i}.safetensors", (1e9 + i, 1e9 + i))
+    cached_statistics("last", some_statistics)
+    names = sorted(p.stem for p in (cache / "statistics").iterdir())
+    assert names == ["f3", "f4", "last"]
+
+
+def test_another_keep_measures_nothing(compressed_stories: Any, tmp_path: Path, cache: Path) -> None:
+    settings = replace(compressed_stories.settings, keep=(0.8,))
+    source = compressed_stories.source
+    count = []
+
+    def run(loaded: Any = source, **change: Any) -> str:
+        calls: list[str] = []
+        _, calibration = compressing.measure(
+            loaded, replace(settings, **change), progress=lambda phase, *_: calls.append(phase)
+        )
+        count.append("calibrate" in calls)
+        return str(calibration.fingerprint)
+
+    first = run()
+    assert run(keep=(0.6,), allocator="fisher", factorization="one-sided", rank_step=4) == first
+    others = {run(seed=5), run(texts=(WeightedText("austen"),)), run(tokens=2816), run(window=128)}
+    changed = open_model(str(source.path))
+    with torch.no_grad():
+        changed.model.get_parameter("model.layers.4.mlp.down_proj.weight")[0, 0] += 1e-6
+    others.add(run(changed))
+    assert len({first, *others}) == 6
+    assert count == [True, False] + [True] * 5
+    assert run(reuse_statistics=False) == first and count[-1]

@@ -1,0 +1,121 @@
+"""SmolLM2-135M-Instruct through three stages: torch, the runtime and onnxruntime-genai agree."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.full
+MODEL = "smollm2-135m"
+TOKENS = 64
+PROMPT = "Why do we brush our teeth twice a day?"
+
+
+@pytest.fixture
+def smollm2(real_cache: Path, tmp_path: Path) -> tuple[Any, Path]:
+    """The loaded model and a three-stage checkpoint from a short calibration."""
+    import flrc_edge
+    from flrc_edge.compress import Settings, compress
+    from flrc_edge.pull import is_pulled
+
+    if not is_pulled(MODEL):
+        pytest.skip(f"flrc-edge pull {MODEL} first")
+    loaded = flrc_edge.open_model(MODEL)
+    settings = Settings(
+        keep=(0.95, 0.85, 0.7), tokens=4096, window=512, boundaries=(16, 32), reuse_statistics=False
+    )
+    compress(loaded, tmp_path / "checkpoint", settings)
+    return loaded, tmp_path / "checkpoint"
+
+
+def greedy_genai(bundle: Path, stage: int, prompt: list[int]) -> list[int]:
+    og = pytest.importorskip("onnxruntime_genai")
+    config = og.Config(str(bundle))
+    config.overlay(json.dumps({"model": {"decoder": {"filename": f"stage_{stage}.onnx"}}}))
+    params = og.GeneratorParams(model := og.Model(config))
+    params.set_search_options(max_length=len(prompt) + TOKENS, do_sample=False)
+    generator = og.Generator(model, params)
+    generator.append_tokens(prompt)
+    tokens = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        tokens.append(int(generator.get_next_tokens()[0]))
+    return tokens
+
+
+def test_stages(smollm2: tuple[Any, Path], tmp_path: Path) -> None:
+    import flrc_edge
+    from flrc_edge.texts import WeightedText, token_windows
+    from flrc_exporters.bundle import export
+    from flrc_runtime import FixedStage, load
+
+    loaded, checkpoint = smollm2
+    text = (WeightedText("wikitext2-heldout"),)
+    ids = token_windows(loaded.tokenizer, text, windows=1, length=128).ids
+    export(checkpoint, tmp_path / "fp32", dtype="fp32")
+    model = load(tmp_path / "fp32")
+
+    # Each stage against the checkpoint in torch; chunks of 1 are decode steps through the in-place cache.
+    reference = flrc_edge.load(checkpoint)
+    for stage in range(3):
+        flrc_edge.set_stage(reference, stage)
+        with torch.no_grad():
+            wanted = reference(input_ids=ids).logits[0].numpy()
+        bound = max(1e-3, 5e-5 * float(np.abs(wanted).max()))
+        got = model.logits(ids[0].tolist(), stages=stage, chunk=1)
+        assert np.abs(got - wanted).max() <= bound, stage
+
+    # A scripted switch sequence against torch that switches on the same tokens and one cache.
+    script = [0] * 40 + [1] * 30 + [2] * 20 + [0] * 38
+    edges = [0, *[i for i in range(1, 128) if script[i] != script[i - 1]], 128]
+    past, rows = None, []
+    for start, stop in pairwise(edges):
+        flrc_edge.set_stage(reference, script[start])
+        with torch.no_grad():
+            out = reference(input_ids=ids[:, start:stop], past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        rows.append(out.logits[0].numpy())
+    wanted = np.concatenate(rows)
+    got = model.logits(ids[0].tolist(), stages=script)
+    assert np.abs(got - wanted).max() <= max(1e-3, 5e-5 * float(np.abs(wanted).max()))
+
+    # The weight file of three stages against that of stage 0 alone.
+    alone = tmp_path / "alone"
+    _export_stage_0(checkpoint, alone)
+    for dtype in ("int8", "int4"):
+        export(checkpoint, tmp_path / dtype, dtype=dtype)
+        export(alone, tmp_path / f"alone-{dtype}", dtype=dtype)
+        sizes = [(tmp_path / name / "weights.bin").stat().st_size for name in (dtype, f"alone-{dtype}")]
+        assert sizes[0] <= 1.01 * sizes[1]
+
+    # Greedy tokens in onnxruntime-genai.
+    staged = load(tmp_path / "int8")
+    prompt = list(staged.prompt_ids(PROMPT))
+    for stage in range(3):
+        tokens = [t.token_id for t in staged.stream(prompt, max_tokens=TOKENS, policy=FixedStage(stage))]
+        theirs = greedy_genai(tmp_path / "int8", stage, prompt)
+        ends = staged.manifest.model.eos_token_ids
+        assert [t for t in theirs if t not in ends] == [t for t in tokens if t not in ends], stage
+
+
+def _export_stage_0(checkpoint: Path, target: Path) -> None:
+    """Copy a checkpoint, with stage 0 as its only stage."""
+    import shutil
+    from dataclasses import replace
+
+    from flrc_runtime import manifest
+
+    shutil.copytree(checkpoint, target)
+    content = manifest.read(checkpoint)
+    plan = replace(
+        content.plan,
+        keep=content.plan.keep[:1],
+        projections=tuple(replace(p, ranks=p.ranks[:1]) for p in content.plan.projections),
+    )
+    manifest.seal(target, replace(content, plan=plan, schedule=manifest.Schedule(())))
