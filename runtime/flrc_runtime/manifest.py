@@ -8,21 +8,20 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from .errors import FormatError, VerificationError
 from .files import read_json, resolve_inside, sha256_of, write_json
+from .typed_json import build
 
 SCHEMA_VERSION = 1
 FILE_NAME = "flrc.json"
 MAX_STAGES = 64
 
 Kind = Literal["checkpoint", "bundle"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -306,7 +305,7 @@ def read(folder: Path, kind: Kind | None = None) -> Manifest:
             f"{folder.name} was written in format {raw.get('schema_version')}, this flrc-edge reads {SCHEMA_VERSION}",
             hint="upgrade flrc-edge or write the folder again",
         )
-    manifest = _build(Manifest, raw, FILE_NAME)
+    manifest = build(Manifest, raw, FILE_NAME)
     if kind is not None and manifest.kind != kind:
         command = "export" if kind == "bundle" else "compress"
         raise FormatError(
@@ -356,50 +355,3 @@ def _is_count(value: Any, least: int = 0) -> bool:
 
 def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
-
-
-def _build(kind: type[T], raw: Any, where: str) -> T:
-    """Build a dataclass from JSON, rejecting unknown, missing and wrongly typed fields."""
-    if not isinstance(raw, dict):
-        raise FormatError(f"{where}: expected an object")
-    hints = get_type_hints(kind)
-    unknown = sorted(set(raw) - set(hints))
-    if unknown:
-        raise FormatError(f"{where}: unknown field {unknown[0]!r}")
-    values = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in raw.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise FormatError(f"{where}: {error}") from None
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (UnionType, Union):
-        if value is None and NoneType in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not NoneType), value, where)
-    if is_dataclass(hint):
-        return _build(hint, value, where)  # type: ignore[arg-type]
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise FormatError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise FormatError(f"{where}: expected a list")
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_convert(arguments[0], v, where) for v in value)
-        if len(value) != len(arguments):
-            raise FormatError(f"{where}: expected {len(arguments)} entries")
-        return tuple(_convert(a, v, where) for a, v in zip(arguments, value, strict=True))
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, dict):
-            raise FormatError(f"{where}: expected an object")
-        return {k: _convert(arguments[1], v, f"{where}[{k}]") for k, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        _require(abs(value) < 2**63, f"{where} is out of range")
-        return float(value)
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise FormatError(f"{where}: expected {hint.__name__}, found {type(value).__name__}")
