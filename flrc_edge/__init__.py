@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flrc_edge.checkpoint import load
-    from flrc_edge.compress import compress
+    from flrc_edge.compression import compress
     from flrc_edge.lowrank import set_stage
     from flrc_edge.models import open_model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "compress", "load", "open_model", "set_stage"]
 
-_WHERE = {"load": "checkpoint", "compress": "compress", "set_stage": "lowrank", "open_model": "models"}
+_WHERE = {"load": "checkpoint", "compress": "compression", "set_stage": "lowrank", "open_model": "models"}
 
 
 def __getattr__(name: str) -> Any:

@@ -300,7 +300,7 @@ def _repair(options: _Options, budgets: Array, price: Array) -> NDArray[np.intp]
     """
     rows = options.rows
     priced = options.loss + options.finite_cost @ price
-    choice = priced.argmin(axis=1)
+    choice = np.asarray(priced.argmin(axis=1))
     while True:
         cost = options.cost[rows, choice]
         spent = cost.sum(axis=0)

@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 
 from flrc_edge.allocation import Allocator, check_feasible
-from flrc_edge.compress import (
+from flrc_edge.compression import (
     Settings,
     Timings,
     compressed,

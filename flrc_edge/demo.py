@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flrc_edge.compress import Settings, Timings, compress, window_length
+from flrc_edge.compression import Settings, Timings, compress, window_length
 from flrc_edge.errors import ContextOverflowError
 from flrc_edge.evaluation.bundle_perplexity import bundle_perplexity
 from flrc_edge.models import LoadedModel

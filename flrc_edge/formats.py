@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flrc_edge.compress import Settings, compress, window_length
+from flrc_edge.compression import Settings, compress, window_length
 from flrc_edge.evaluation.bundle_perplexity import bundle_logits
 from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, silent

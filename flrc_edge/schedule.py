@@ -50,9 +50,10 @@ def prompt_ids(tokenizer: Any, prompt: str) -> Tensor:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
         )
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     else:
-        ids = [*leading_bos(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        body = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [*leading_bos(tokenizer), *body]
     return torch.tensor([ids])
 
 

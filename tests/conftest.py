@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+# Before torch is imported: for models this small a second thread costs more than it does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 STORIES = Path(__file__).parent / "data" / "stories260k"
 _REAL_CACHE = os.environ.get("FLRC_EDGE_CACHE")
 
@@ -51,7 +53,7 @@ def compressed_stories(tmp_path_factory: pytest.TempPathFactory) -> CompressedSt
     import torch
 
     import flrc_edge
-    from flrc_edge.compress import Settings, compress
+    from flrc_edge.compression import Settings, compress
 
     torch.set_num_threads(1)
     source = flrc_edge.open_model(str(STORIES))

@@ -37,15 +37,7 @@ class LazyGroup(click.Group):
         """Import the command's module and return its command."""
         if cmd_name not in COMMANDS:
             return None
-        try:
-            module = importlib.import_module(f"flrc_edge.cli.{cmd_name}")
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.startswith("flrc"):
-                raise
-            raise click.ClickException(
-                f"{cmd_name} needs the package {error.name}: pip install 'flrc-edge[all]'"
-            ) from None
-        command: click.Command = module.command
+        command: click.Command = importlib.import_module(f"flrc_edge.cli.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -54,7 +46,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Turn the project's own errors into one sentence and an exit code."""
+        """Turn the project's own errors, and a package that is not installed, into one sentence and an exit code."""
         try:
             return super().invoke(ctx)
         except FlrcError as error:
@@ -64,6 +56,14 @@ class LazyGroup(click.Group):
             if error.hint:
                 click.echo(f"Hint: {error.hint}", err=True)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            if ctx.params.get("debug") or error.name is None or error.name.startswith("flrc"):
+                raise
+            click.echo(
+                f"Error: this command needs the package {error.name}, which is not installed", err=True
+            )
+            click.echo("Hint: pip install 'flrc-edge[all]'", err=True)
+            ctx.exit(1)
 
 
 @click.group(

@@ -64,7 +64,7 @@ def command(
 
     from flrc_edge import report
     from flrc_edge.compare import compare
-    from flrc_edge.compress import DEFAULT_TEXTS, Settings
+    from flrc_edge.compression import DEFAULT_TEXTS, Settings
     from flrc_edge.formats import compare_formats
     from flrc_edge.texts import WeightedText
 

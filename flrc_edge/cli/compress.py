@@ -69,9 +69,9 @@ def command(
     flrc-edge compress ./my-model -o ckpt --keep .8 --calibration notes.txt:2 --calibration wikitext2
 
     \b
-    Calibration on several processes or hosts; they compute on the CPU, but only --multi_gpu starts more than one:
+    On several processes (they calibrate on the CPU, but only --multi_gpu starts more than one):
     accelerate launch --multi_gpu --num_processes 2 -m flrc_edge compress smollm2-135m -o ckpt
-    """
+    """  # noqa: D301 (click reads the backspace character)
     keeps = _keeps(keep, stages, target_size)
     edges = None if boundaries is None else parse_integers(boundaries)
 
@@ -84,7 +84,7 @@ def command(
     sources = tuple(WeightedText.parse(t) for t in texts)
     config = resolve_model(model).config
 
-    from flrc_edge.compress import DEFAULT_TEXTS, Settings, Timings, compress, keep_for_size
+    from flrc_edge.compression import DEFAULT_TEXTS, Settings, Timings, compress, keep_for_size
 
     if target_size is not None:
         keeps = (keep_for_size(config, parse_size(target_size), dtype=target_dtype),)

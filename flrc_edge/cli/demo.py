@@ -62,7 +62,7 @@ def command(
     _check_output(output, overwrite=overwrite)
 
     from flrc_edge.builtin_models import BUILTIN
-    from flrc_edge.compress import Settings
+    from flrc_edge.compression import Settings
     from flrc_edge.demo import PROMPT, run
     from flrc_edge.models import open_model
     from flrc_edge.pull import is_pulled, pull

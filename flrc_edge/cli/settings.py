@@ -58,7 +58,8 @@ def calibration_options(function: F) -> F:
             "texts",
             metavar="TEXT[:WEIGHT]",
             multiple=True,
-            help="File, folder or built-in text (chat, wikitext2, austen); repeatable. Half chat, a quarter each by default.",
+            help="File, folder or built-in text (chat, wikitext2, austen); repeatable. "
+            "By default half chat and a quarter each of the others.",
         ),
         click.option("--tokens", default=32768, show_default=True, help="Calibration tokens."),
         click.option("--window", default=1024, show_default=True, help="Tokens of a calibration window."),

@@ -19,6 +19,7 @@ from flrc_exporters import bundle as bundles_module
 from flrc_exporters import parity, weights
 from flrc_exporters.bundle import export
 from flrc_runtime import manifest as manifests
+from flrc_runtime import typed_json
 from flrc_runtime.errors import (
     FlrcError,
     FormatError,
@@ -229,7 +230,7 @@ def copy(checkpoint: Any, folder: Path) -> Path:
 
 def reseal(folder: Path) -> None:
     manifests.seal(
-        folder, manifests._build(manifests.Manifest, json.loads((folder / "flrc.json").read_text()), "")
+        folder, typed_json.build(manifests.Manifest, json.loads((folder / "flrc.json").read_text()), "")
     )
 
 

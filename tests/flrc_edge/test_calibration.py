@@ -39,17 +39,16 @@ def reference(model: Any, names: list[str], ids: Tensor) -> tuple[dict[str, Mome
     modules = {name: exact.get_submodule(name) for name in names}
     seen: dict[str, dict[str, list[Tensor]]] = {name: {"x": [], "y": [], "g": [], "G": []} for name in names}
     loss_sum = 0.0
+
+    def keep(name: str, inputs: tuple[Tensor, ...], output: Tensor, outputs: dict[str, Tensor]) -> None:
+        seen[name]["x"].append(inputs[0][0].detach())
+        outputs[name] = output
+
     for window in ids:
         outputs: dict[str, Tensor] = {}
         handles = [
             module.register_forward_hook(
-                lambda _, inputs, output, name=name: (
-                    (
-                        seen[name]["x"].append(inputs[0][0].detach()),
-                        outputs.update({name: output}),
-                    )[:0]
-                    or None
-                )
+                lambda _, inputs, output, name=name, outputs=outputs: keep(name, inputs, output, outputs)
             )
             for name, module in modules.items()
         ]
@@ -231,7 +230,7 @@ def test_a_bad_loss_and_a_bad_gradient_are_told_apart(stories: Path) -> None:
     with torch.no_grad():
         kept = norm[0].item()
         norm[0] = float("nan")
-        with pytest.raises(NumericalError, match="^the loss is not finite in calibration window 0$"):
+        with pytest.raises(NumericalError, match=r"^the loss is not finite in calibration window 0$"):
             calibrate(loaded.model, names, ids)
         norm[0] = kept
     layer = loaded.model.get_submodule("model.layers.3")
@@ -282,7 +281,7 @@ def test_two_processes_give_the_statistics_of_one(stories: Path, tmp_path: Path)
     done = subprocess.run(
         [
             sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-            script, stories, output,
+            "--main_process_port", "0", script, stories, output,
         ],
         capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path, env=environment,
     )  # fmt: skip

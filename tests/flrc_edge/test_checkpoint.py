@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import flrc_edge
 from flrc_edge import checkpoint
-from flrc_edge.compress import Settings, compress, compressed, factorize_all, measure
+from flrc_edge.compression import Settings, compress, compressed, factorize_all, measure
 from flrc_edge.errors import FlrcError, FormatError, UsageError, VerificationError
 from flrc_edge.lowrank import LowRankLinear, set_stage
 from flrc_edge.models import open_model
@@ -41,16 +41,6 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
-
-
-def rewrite(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the tensors of a file and list its new size and hash, as someone who means it would."""
-    tensors = load_file(folder / name)
-    change(tensors)
-    save_file(tensors, folder / name)
-    manifest.seal(
-        folder, manifest._build(manifest.Manifest, json.loads((folder / "flrc.json").read_text()), "")
-    )
 
 
 def test_a_stage_equals_the_compressed_model_in_memory(compressed_stories: Any) -> None:
@@ -103,12 +93,10 @@ def test_generate(compressed_stories: Any) -> None:
     assert other.shape == out.shape and not torch.equal(other, out)
 
 
-def test_generation_settings_come_along(copied: Path) -> None:
+def test_generation_settings_come_along(compressed_stories: Any, copied: Path) -> None:
     path = copied / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [2, 7]}))
-    manifest.seal(
-        copied, manifest._build(manifest.Manifest, json.loads((copied / "flrc.json").read_text()), "")
-    )
+    manifest.seal(copied, compressed_stories.manifest)
     assert flrc_edge.load(copied).generation_config.eos_token_id == [2, 7]
 
 
@@ -212,14 +200,12 @@ def test_config_json_that_is_garbage_of_the_listed_size(copied: Path) -> None:
         flrc_edge.load(copied)
 
 
-def test_a_config_with_code_of_its_own_is_never_run(copied: Path) -> None:
+def test_a_config_with_code_of_its_own_is_never_run(compressed_stories: Any, copied: Path) -> None:
     path = copied / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "auto_map": {"AutoConfig": "evil.Config"}}))
     (copied / "evil.py").write_text("raise SystemExit('ran')")
-    manifest.seal(
-        copied, manifest._build(manifest.Manifest, json.loads((copied / "flrc.json").read_text()), "")
-    )
+    manifest.seal(copied, compressed_stories.manifest)
     with pytest.raises(FlrcError, match="auto_map"):
         flrc_edge.load(copied)
 
@@ -243,8 +229,13 @@ def test_a_config_with_code_of_its_own_is_never_run(copied: Path) -> None:
         ),
     ],
 )
-def test_tensors_that_do_not_fit(copied: Path, name: str, change: Any, message: str) -> None:
-    rewrite(copied, name, change)
+def test_tensors_that_do_not_fit(
+    compressed_stories: Any, copied: Path, name: str, change: Any, message: str
+) -> None:
+    tensors = load_file(copied / name)
+    change(tensors)
+    save_file(tensors, copied / name)
+    manifest.seal(copied, compressed_stories.manifest)
     manifest.verify(copied)  # everything is listed: only the content is wrong
     with pytest.raises(FormatError, match=message):
         flrc_edge.load(copied)

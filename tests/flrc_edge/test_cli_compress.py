@@ -37,7 +37,18 @@ def check_refused(done: Result, code: int, message: str) -> None:
 
 
 def test_compress(stories: Path, tmp_path: Path) -> None:
-    done = run("compress", stories, "-o", tmp_path / "c", "--stages", ".9,.8", "--boundaries", "7", *SMALL)
+    done = run(
+        "compress",
+        stories,
+        "-o",
+        tmp_path / "c",
+        "--stages",
+        ".9,.8",
+        "--boundaries",
+        "7",
+        "--no-cache",
+        *SMALL,
+    )
     assert done.exit_code == 0, done.stderr
     assert "projections dense" in done.stdout and "moves on after 7 tokens" in done.stdout
     assert f"Next: flrc-edge export {tmp_path / 'c'}" in done.stdout and "calibrate" in done.stdout
@@ -210,7 +221,16 @@ def test_two_processes_write_what_one_writes(stories: Path, tmp_path: Path) -> N
     from safetensors.torch import load_file
 
     arguments = ("compress", stories, "--keep", ".8", "--no-cache", *SMALL)
-    launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "flrc_edge")
+    launcher = (
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "-m",
+        "flrc_edge",
+    )
     done = flrc_edge(*arguments, "-o", tmp_path / "two", launcher=launcher, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("projections dense") == 1  # one process reports
@@ -227,7 +247,11 @@ def test_two_processes_write_what_one_writes(stories: Path, tmp_path: Path) -> N
 
 def test_help_names_the_units_and_the_launcher() -> None:
     text = run("compress", "--help").stdout
-    assert "accelerate launch --multi_gpu --num_processes 2 -m flrc_edge compress" in text
+    assert (
+        "\n  accelerate launch --multi_gpu --num_processes 2 -m flrc_edge compress smollm2-135m -o ckpt\n"
+        in text
+    )
+    assert "\n  flrc-edge compress smollm2-135m -o ckpt --stages .9,.8,.7\n" in text and "\\b" not in text
     for option in (
         "--keep",
         "--stages",

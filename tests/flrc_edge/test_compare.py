@@ -9,7 +9,7 @@ import pytest
 
 from flrc_edge import compare as module
 from flrc_edge.compare import compare
-from flrc_edge.compress import compress
+from flrc_edge.compression import compress
 from flrc_edge.errors import UsageError
 from flrc_edge.evaluation.perplexity import perplexity, torch_logits
 from flrc_edge.formats import compare_formats

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from flrc_edge import compress as module
-from flrc_edge.compress import Settings, Timings, compress, keep_for_size
+from flrc_edge import compression as module
+from flrc_edge.compression import Settings, Timings, compress, keep_for_size
 from flrc_edge.errors import FlrcError, NumericalError, UsageError
 from flrc_edge.evaluation.perplexity import perplexity, torch_logits
 from flrc_edge.models import open_model
@@ -33,6 +33,12 @@ def test_the_same_bytes_twice(compressed_stories: Any, tmp_path: Path) -> None:
     fresh = replace(compressed_stories.settings, reuse_statistics=False)
     compress(str(compressed_stories.source.path), tmp_path / "again", fresh)
     assert hashes(tmp_path / "again") == hashes(compressed_stories.checkpoint)
+    cached = replace(fresh, reuse_statistics=True)
+    for name in ("stores them", "finds them"):
+        compress(str(compressed_stories.source.path), tmp_path / name, cached)
+        assert hashes(tmp_path / name) == hashes(compressed_stories.checkpoint)
+    order = [p.name for p in compressed_stories.source.config.projections()]
+    assert [p.name for p in manifest.read(tmp_path / "finds them").plan.projections] == order
 
 
 def test_another_seed_gives_other_factors(compressed_stories: Any, tmp_path: Path) -> None:
@@ -123,7 +129,7 @@ def test_nothing_is_left_behind(
 
     homes = {"checkpoint": "flrc_edge.checkpoint", "manifest": "flrc_runtime.manifest"}
     home, _, name = where.rpartition(".")
-    monkeypatch.setattr(f"{homes.get(home, 'flrc_edge.compress')}.{name}", fail)
+    monkeypatch.setattr(f"{homes.get(home, 'flrc_edge.compression')}.{name}", fail)
     expected = FlrcError if isinstance(error, OSError) and home else type(error)
     with pytest.raises(expected):
         compress(compressed_stories.source, tmp_path / "out" / "c", FAST)
@@ -273,3 +279,19 @@ def test_the_exports_context_is_the_one_counted() -> None:
     from flrc_exporters.bundle import DEFAULT_CONTEXT
 
     assert module.EXPORT_CONTEXT == DEFAULT_CONTEXT
+
+
+@pytest.mark.parametrize("name", ["compress", "load", "open_model", "set_stage"])
+def test_the_public_functions_are_no_modules(name: str) -> None:
+    """A module of the same name would take the function's place once it is imported."""
+    import subprocess
+    import sys
+
+    program = (
+        "import flrc_edge, importlib, pkgutil\n"
+        f"assert callable(flrc_edge.{name})\n"
+        "for module in pkgutil.iter_modules(flrc_edge.__path__, 'flrc_edge.'):\n"
+        "    assert not module.name.endswith('.' + " + repr(name) + "), module.name\n"
+        f"assert callable(flrc_edge.{name}) and flrc_edge.{name}.__name__ == {name!r}\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

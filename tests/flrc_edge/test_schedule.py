@@ -121,7 +121,7 @@ def test_prompts_go_through_the_chat_template(stories: Any) -> None:
 
 
 def test_dense_log_probs(dense: Any) -> None:
-    loaded, reference, log_probs = dense
+    _loaded, reference, log_probs = dense
     for a, found in zip(reference, log_probs, strict=True):
         assert found.shape == (a.answer.shape[1], 512)
         assert torch.equal(found.argmax(-1), a.answer[0])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flrc_edge import compress as compressing
+from flrc_edge import compression as compressing
 from flrc_edge import statistics_cache
 from flrc_edge.calibration import Moments, Statistics
 from flrc_edge.models import open_model

@@ -171,7 +171,7 @@ def test_wrong_files(tmp_path: Path, file: str, content: bytes, message: str) ->
 
 
 def test_missing_and_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no text 'nowhere.txt'") as caught:
+    with pytest.raises(UsageError, match=r"there is no text 'nowhere.txt'") as caught:
         read_text("nowhere.txt")
     assert caught.value.hint and "wikitext2" in caught.value.hint
     with pytest.raises(UsageError, match=r"holds no text file"):

@@ -15,6 +15,9 @@ from flrc_runtime.engine import Model
 PROMPT = "Once upon a time"
 
 
+STORIES = Path(__file__).parents[1] / "data" / "stories260k"
+
+
 def run(*arguments: object, **options: object):
     return CliRunner().invoke(group, [str(a) for a in arguments], **options)
 
@@ -171,3 +174,23 @@ def test_importing_the_runtime_is_cheap() -> None:
     heavy = ("numpy", "onnxruntime", "tokenizers", "jinja2")
     program = BLOCK.format(names=heavy) + "import flrc_runtime, flrc_edge.cli; flrc_runtime.FormatError"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package"),
+    [(("demo", "-o", "unwritten"), "torch"), (("compress", str(STORIES), "-o", "unwritten"), "torch")],
+)
+def test_a_missing_extra_is_one_sentence(tmp_path: Path, arguments: tuple[str, ...], package: str) -> None:
+    code = (
+        "import sys\n"
+        f"sys.modules[{package!r}] = None\n"
+        f"sys.argv[1:] = {list(arguments)!r}\n"
+        "from flrc_edge.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"Error: this command needs the package {package}" in done.stderr
+    assert not (tmp_path / "unwritten").exists()

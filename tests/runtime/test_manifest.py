@@ -259,10 +259,9 @@ def test_any_change_is_read_or_refused_by_name(folder: Path, data: Any) -> None:
     except FlrcError as error:
         assert error.exit_code == 3 and str(error)
     else:
-        assert (
-            found.plan.num_stages == 3
-            and found.schedule.stage_at(10) == 2
-            or place[0] in ("schedule", "plan")
+        assert (found.plan.num_stages == 3 and found.schedule.stage_at(10) == 2) or place[0] in (
+            "schedule",
+            "plan",
         )
 
 

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
@@ -195,6 +195,8 @@ def measure(
             fingerprint if settings.reuse_statistics else None,
             lambda: calibrate(loaded.model, names, windows.ids, progress=progress),
         )
+    # A cached file has them by name; the order of the model decides the order, and the ties, of the plan.
+    statistics = replace(statistics, moments={name: statistics.moments[name] for name in names})
     return statistics, Calibration(windows.sources, windows.ids.numel(), length, settings.seed, fingerprint)
 
 
