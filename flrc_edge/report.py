@@ -51,7 +51,7 @@ def allocators_table(c: Mapping[str, Any]) -> str:
     figures = c["figures"]
     names = list(dict.fromkeys(f["allocator"] for f in figures))
     lines = [
-        "`flrc-edge compare MODEL --save docs/benchmarks.json`",
+        "`flrc-edge compare MODEL --calibration TEXT --no-cache --save docs/benchmarks.json` (`make benchmarks`)",
         "",
         f"Perplexity on {c['text']}, {c['evaluation_tokens']} tokens in windows of {c['window']}; calibrated on "
         f"{c['calibration']} tokens; the dense model has {c['dense_perplexity']:.2f}. One-sided with `uniform` is "
@@ -83,7 +83,7 @@ def formats_table(c: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {f['dtype']} | {f['head']} | {f['weight_bytes'] / 1e6:.1f} | {f['perplexity']:.2f} | {f['mean_kl']:.4f} "
+        f"| {f['dtype']} | {f['head']} | {f['weight_bytes'] / 1e6:.1f} | {f['perplexity']:.2f} | {abs(f['mean_kl']):.4f} "
         f"| {100 * f['top1']:.1f} % |"
         for f in c["formats"]
     ]

@@ -93,6 +93,9 @@ class StageSessions:
             raise UsageError(f"this onnxruntime has no {unknown[0]}", hint=f"it has {available}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised below; onnxruntime would print it as well
+        # Else the threads of the stage left behind spin on against those of the next one: a move then costs more
+        # than half a decode step instead of a twentieth (`flrc-edge bench`).
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         try:
