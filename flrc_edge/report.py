@@ -83,8 +83,8 @@ def formats_table(c: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {f['dtype']} | {f['head']} | {f['weight_bytes'] / 1e6:.1f} | {f['perplexity']:.2f} | {abs(f['mean_kl']):.4f} "
-        f"| {100 * f['top1']:.1f} % |"
+        f"| {f['dtype']} | {f['head']} | {f['weight_bytes'] / 1e6:.1f} | {f['perplexity']:.2f} "
+        f"| {abs(f['mean_kl']):.4f} | {100 * f['top1']:.1f} % |"
         for f in c["formats"]
     ]
     return "\n".join(lines)
