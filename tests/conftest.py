@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,25 @@ def stories_bundle(compressed_stories: CompressedStories, tmp_path_factory: pyte
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
     export(compressed_stories.checkpoint, folder, dtype="fp32")
     return folder
+
+
+@pytest.fixture
+def genai_greedy() -> Callable[[Path, int, list[int], int], list[int]]:
+    """Greedy tokens of one stage of a bundle in onnxruntime-genai: (bundle, stage, prompt, tokens) -> tokens."""
+    og = pytest.importorskip("onnxruntime_genai")
+
+    def greedy(bundle: Path, stage: int, prompt: list[int], tokens: int) -> list[int]:
+        config = og.Config(str(bundle))
+        config.overlay(json.dumps({"model": {"decoder": {"filename": f"stage_{stage}.onnx"}}}))
+        model = og.Model(config)
+        params = og.GeneratorParams(model)
+        params.set_search_options(max_length=len(prompt) + tokens, do_sample=False)
+        generator = og.Generator(model, params)
+        generator.append_tokens(prompt)
+        result = []
+        while not generator.is_done():
+            generator.generate_next_token()
+            result.append(int(generator.get_next_tokens()[0]))
+        return result
+
+    return greedy

@@ -171,22 +171,11 @@ def test_integer_stages_run_what_was_rounded(
 
 
 def test_last_stage_gives_the_same_tokens_in_genai(
-    family: tuple[Any, Path], ids: torch.Tensor, open_stage: Any
+    family: tuple[Any, Path], ids: torch.Tensor, open_stage: Any, genai_greedy: Any
 ) -> None:
-    og = pytest.importorskip("onnxruntime_genai")
     checkpoint, folder = family
     export(checkpoint.folder, folder / "genai", dtype="fp32")
-    config = og.Config(str(folder / "genai"))
-    config.overlay('{"model": {"decoder": {"filename": "stage_1.onnx"}}}')
-    model = og.Model(config)
-    params = og.GeneratorParams(model)
-    params.set_search_options(max_length=40 + 64, do_sample=False)
-    generator = og.Generator(model, params)
-    generator.append_tokens(ids[:40].tolist())
-    got = []
-    while not generator.is_done():
-        generator.generate_next_token()
-        got.append(int(generator.get_next_tokens()[0]))
+    got = genai_greedy(folder / "genai", 1, ids[:40].tolist(), 64)
     wanted = open_stage(folder / "genai" / "stage_1.onnx").greedy(ids[:40], 64)
     assert got and got == wanted[: len(got)]
     assert len(got) == 64 or got[-1] == 2

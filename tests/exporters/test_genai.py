@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,20 @@ og = pytest.importorskip("onnxruntime_genai")
 TOKENS = 64
 
 
-def generate(bundle: Path, stage: int, prompt: list[int]) -> list[int]:
-    config = og.Config(str(bundle))
-    config.overlay(json.dumps({"model": {"decoder": {"filename": f"stage_{stage}.onnx"}}}))
-    model = og.Model(config)
-    params = og.GeneratorParams(model)
-    params.set_search_options(max_length=len(prompt) + TOKENS, do_sample=False)
-    generator = og.Generator(model, params)
-    generator.append_tokens(prompt)
-    tokens = []
-    while not generator.is_done():
-        generator.generate_next_token()
-        tokens.append(int(generator.get_next_tokens()[0]))
-    return tokens
-
-
 @pytest.mark.parametrize("dtype", ["fp32", "int8", "int4"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_greedy_tokens_equal(
-    dtype: str, stage: int, bundles: Callable[[str, str], Path], open_stage: Any, story_ids: torch.Tensor
+    dtype: str,
+    stage: int,
+    bundles: Callable[[str, str], Path],
+    open_stage: Any,
+    genai_greedy: Any,
+    story_ids: torch.Tensor,
 ) -> None:
     bundle = bundles("staged", dtype)
     prompt = story_ids[:12].tolist()
     wanted = open_stage(bundle / f"stage_{stage}.onnx").greedy(prompt, TOKENS)
-    got = generate(bundle, stage, prompt)
+    got = genai_greedy(bundle, stage, prompt, TOKENS)
     if got[-1] in (2,):  # genai stops at the end token, the plain loop does not
         wanted = wanted[: len(got)]
     assert got == wanted

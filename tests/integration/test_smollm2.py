@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,22 +33,7 @@ def smollm2(real_cache: Path, tmp_path: Path) -> tuple[Any, Path]:
     return loaded, tmp_path / "checkpoint"
 
 
-def greedy_genai(bundle: Path, stage: int, prompt: list[int]) -> list[int]:
-    og = pytest.importorskip("onnxruntime_genai")
-    config = og.Config(str(bundle))
-    config.overlay(json.dumps({"model": {"decoder": {"filename": f"stage_{stage}.onnx"}}}))
-    params = og.GeneratorParams(model := og.Model(config))
-    params.set_search_options(max_length=len(prompt) + TOKENS, do_sample=False)
-    generator = og.Generator(model, params)
-    generator.append_tokens(prompt)
-    tokens = []
-    while not generator.is_done():
-        generator.generate_next_token()
-        tokens.append(int(generator.get_next_tokens()[0]))
-    return tokens
-
-
-def test_stages(smollm2: tuple[Any, Path], tmp_path: Path) -> None:
+def test_stages(smollm2: tuple[Any, Path], genai_greedy: Any, tmp_path: Path) -> None:
     import flrc_edge
     from flrc_edge.texts import WeightedText, token_windows
     from flrc_exporters.bundle import export
@@ -99,7 +83,7 @@ def test_stages(smollm2: tuple[Any, Path], tmp_path: Path) -> None:
     prompt = list(staged.prompt_ids(PROMPT))
     for stage in range(3):
         tokens = [t.token_id for t in staged.stream(prompt, max_tokens=TOKENS, policy=FixedStage(stage))]
-        theirs = greedy_genai(tmp_path / "int8", stage, prompt)
+        theirs = genai_greedy(tmp_path / "int8", stage, prompt, TOKENS)
         ends = staged.manifest.model.eos_token_ids
         assert [t for t in theirs if t not in ends] == [t for t in tokens if t not in ends], stage
 

@@ -31,6 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Stories:
 
     import flrc_edge
     from flrc_edge import checkpoint
+    from flrc_edge.compression import model_info
     from flrc_exporters.bundle import export
 
     torch.set_num_threads(1)
@@ -43,22 +44,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Stories:
         weight = source.model.get_submodule(projection.name).weight.detach()
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
         factors[projection.name] = (u * s, v)
-    config = source.config
     content = manifest.Manifest(
         kind="checkpoint",
-        model=manifest.ModelInfo(
-            name="stories260k",
-            architecture=config.architecture,
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            context_length=config.context_length,
-            eos_token_ids=config.eos_token_ids,
-            parameters=config.parameters(),
-        ),
+        model=model_info("stories260k", source.config),
         plan=manifest.RankPlan("uniform", (1.0, 0.8), tuple(plans)),
         schedule=manifest.Schedule((8,)),
         dtype="float32",

@@ -62,19 +62,11 @@ def test_decoding_with_switches_equals_teacher_forcing(model: Model) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_greedy_tokens_equal_onnxruntime_genai(bundle: Any, model: Model, stage: int) -> None:
-    og = pytest.importorskip("onnxruntime_genai")
-    config = og.Config(str(bundle.folder))
-    config.overlay(f'{{"model": {{"decoder": {{"filename": "stage_{stage}.onnx"}}}}}}')
-    peer = og.Model(config)
+def test_greedy_tokens_equal_onnxruntime_genai(
+    bundle: Any, model: Model, genai_greedy: Any, stage: int
+) -> None:
     ids = model.tokenizer.encode("Once upon a time")
-    parameters = og.GeneratorParams(peer)
-    parameters.set_search_options(do_sample=False, max_length=len(ids) + 64)
-    generator = og.Generator(peer, parameters)
-    generator.append_tokens(ids)
-    while not generator.is_done():
-        generator.generate_next_token()
-    expected = generator.get_sequence(0)[len(ids) :]
+    expected = genai_greedy(bundle.folder, stage, ids, 64)
     assert len(expected) == 64
     answer = generate(model, ids, max_tokens=64, policy=FixedStage(stage))
     assert list(answer.token_ids) == list(expected)
