@@ -5,6 +5,7 @@ The dense model goes through the same exporter and runtime, so every figure stan
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -64,6 +65,7 @@ class Summary:
     dense_answer: str
     stage_of_token: tuple[int, ...]
     seconds: dict[str, float]
+    machine: str
 
 
 def run(
@@ -147,6 +149,7 @@ def run(
         dense_answer=dense_answer.text,
         stage_of_token=tuple(answer.stage_of_token),
         seconds={name: round(seconds, 1) for name, seconds in timings.seconds.items()},
+        machine=f"{speed.machine}, {os.cpu_count()} cores, onnxruntime {speed.onnxruntime}",
     )
     write_json(output / "summary.json", asdict(summary))
     return summary

@@ -39,7 +39,7 @@ def test_summary(demo: tuple[Path, Result]) -> None:
     output, _ = demo
     summary = json.loads((output / "summary.json").read_text())
     asked = {"model", "keep", "stages", "dense", "bundle_bytes", "answer", "stage_of_token"}
-    assert set(summary) == asked | {"dtype", "prompt", "dense_answer", "seconds"}
+    assert set(summary) == asked | {"dtype", "prompt", "dense_answer", "seconds", "machine"}
     assert all(set(s) == {"keep", "ppl", "ms_per_token", "bytes"} for s in summary["stages"])
     assert set(summary["dense"]) == {"ppl", "ms_per_token", "bytes"}
     assert summary["model"] == "stories260k" and summary["keep"] == [0.95, 0.9, 0.85]

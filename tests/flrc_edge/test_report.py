@@ -31,6 +31,7 @@ def comparison(**change: Any) -> dict[str, Any]:
 
 
 DEMO = {
+    "machine": "x86_64",
     "dtype": "int8", "bundle_bytes": 123_456_789, "prompt": "Why?", "answer": "Because\nso", "dense_answer": "No",
     "dense": {"ppl": 20.0, "ms_per_token": 5.0, "bytes": 150_000_000}, "seconds": {"calibrate": 60.2},
     "stages": [
