@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from flrc_edge.calibration import Moments
 from flrc_edge.errors import UsageError
-from flrc_edge.factorization import Factors, break_even
-from flrc_runtime.manifest import ProjectionPlan, RankPlan
+from flrc_edge.factorization import Factors
+from flrc_runtime.manifest import ProjectionPlan, RankPlan, break_even
 
 Allocator = Literal["spectrum", "fisher", "uniform"]
 Score = Literal["gw2", "gw2-rms", "g2-sum", "g2-mean", "g2-rms"]

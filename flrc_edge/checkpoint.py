@@ -19,7 +19,7 @@ from flrc_edge.errors import FormatError, UsageError
 from flrc_edge.hf_config import read_config
 from flrc_edge.lowrank import LowRankLinear, replace_linear, set_stage
 from flrc_edge.models import LoadedModel
-from flrc_exporters.architectures import DecoderConfig
+from flrc_exporters.architectures import DecoderConfig, checkpoint_tensors
 from flrc_runtime import manifest
 from flrc_runtime.files import published_folder, resolve_inside, write_json
 from flrc_runtime.manifest import Manifest, RankPlan
@@ -132,15 +132,7 @@ def load(folder: str | Path, stage: int = 0) -> Any:
 
 def _check_tensors(where: str, plan: RankPlan, decoder: DecoderConfig, tensors: Mapping[str, Tensor]) -> None:
     """Compare plan and tensors with what the configuration says they are."""
-    if {p.name: p.shape for p in plan.projections} != {p.name: p.shape for p in decoder.projections()}:
-        raise FormatError(f"{where}: the plan in {manifest.FILE_NAME} does not fit config.json")
-    expected: dict[str, tuple[int, ...]] = dict(decoder.other_tensors())
-    for p in plan.projections:
-        (m, n), rank = p.shape, p.ranks[0]
-        if rank is None:
-            expected[f"{p.name}.weight"] = p.shape
-        else:
-            expected |= {f"{p.name}.U": (m, rank), f"{p.name}.V": (rank, n)}
+    expected = checkpoint_tensors(decoder, plan, where=where)
     for name in sorted(expected.keys() ^ tensors.keys()):
         problem = "is missing" if name in expected else "is not part of its plan"
         raise FormatError(f"{where}: tensor {name} {problem}", hint="compress the model again")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from flrc_edge.calibration import Moments
 from flrc_edge.errors import NumericalError, UsageError
+from flrc_runtime.manifest import break_even
 
 Method = Literal["one-sided", "two-sided"]
 DAMPING = 1e-2  # of the mean diagonal of H; measured best on SmolLM2-135M among 1e-1 … 1e-3
@@ -50,12 +51,6 @@ class Factors:
     def loss(self, rank: int) -> float:
         """Return the predicted growth of the token loss (nats) at ``rank``."""
         return self.loss_scale * self.metric(rank)
-
-
-def break_even(shape: tuple[int, int]) -> int:
-    """Return the largest rank whose factors hold fewer parameters than the matrix: ``r (m + n) < m n``."""
-    m, n = shape
-    return (m * n - 1) // (m + n)
 
 
 def factorize(

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flrc_runtime.errors import UnsupportedModelError
+from flrc_runtime.errors import FormatError, UnsupportedModelError
+from flrc_runtime.manifest import RankPlan
 
 from .rope import Rope, is_number, read_rope, refuse
 
@@ -235,6 +236,27 @@ class DecoderConfig:
         """Return the parameters of the whole model, a tied embedding counted once."""
         projections = sum(p.shape[0] * p.shape[1] for p in self.projections())
         return projections + sum(math.prod(shape) for shape in self.other_tensors().values())
+
+
+def checkpoint_tensors(config: DecoderConfig, plan: RankPlan, *, where: str) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor that a checkpoint of this plan holds; errors begin with ``where``.
+
+    Raises:
+        FormatError: The plan names other projections or shapes than the configuration.
+    """
+    plans = plan.by_name()
+    expected = {p.name: p.shape for p in config.projections()}
+    if {name: p.shape for name, p in plans.items()} != expected:
+        odd = sorted(set(plans) ^ set(expected)) or [n for n in plans if plans[n].shape != expected[n]]
+        raise FormatError(f"{where}: the plan in flrc.json does not fit config.json at {odd[0]}")
+    shapes = config.other_tensors()
+    for name, p in plans.items():
+        (m, n), rank = p.shape, p.ranks[0]
+        if rank is None:
+            shapes[f"{name}.weight"] = p.shape
+        else:
+            shapes |= {f"{name}.U": (m, rank), f"{name}.V": (rank, n)}
+    return shapes
 
 
 def _family(config: Mapping[str, Any]) -> Family:

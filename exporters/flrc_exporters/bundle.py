@@ -15,7 +15,7 @@ from flrc_runtime.errors import FormatError, UsageError
 from flrc_runtime.files import check_output_folder, published_folder, read_json, resolve_inside, write_json
 from flrc_runtime.manifest import Manifest, StageInfo
 
-from .architectures import DecoderConfig
+from .architectures import DecoderConfig, checkpoint_tensors
 from .decoder import Formats
 from .genai import eos_tokens, genai_config
 from .layout import group_layouts
@@ -134,19 +134,7 @@ def _context(asked: int | None, config: DecoderConfig) -> int:
 
 def _check_plan(manifest: Manifest, config: DecoderConfig, source: CheckpointTensors) -> None:
     """Refuse a checkpoint whose plan, configuration and tensors disagree."""
-    plans = manifest.plan.by_name()
-    expected = {p.name: p.shape for p in config.projections()}
-    if {name: plan.shape for name, plan in plans.items()} != expected:
-        odd = sorted(set(plans) ^ set(expected)) or [n for n in plans if plans[n].shape != expected[n]]
-        raise FormatError(f"flrc.json: the plan does not fit config.json at {odd[0]}")
-    shapes = dict(config.other_tensors())
-    for name, plan in plans.items():
-        rank = plan.ranks[0]
-        if rank is None:
-            shapes[f"{name}.weight"] = plan.shape
-        else:
-            shapes[f"{name}.U"], shapes[f"{name}.V"] = (plan.shape[0], rank), (rank, plan.shape[1])
-    for name, shape in shapes.items():
+    for name, shape in checkpoint_tensors(config, manifest.plan, where=source.folder.name).items():
         if source.shape(name) != shape:
             raise FormatError(f"tensor {name} has shape {source.shape(name)}, the plan says {shape}")
 

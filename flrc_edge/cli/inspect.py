@@ -28,7 +28,9 @@ def command(folder: Path, ranks: bool, as_json: bool) -> None:
         for p in content.plan.projections:
             shown = "dense" if p.dense else " > ".join(str(r) for r in p.ranks)
             m, n = p.shape
-            click.echo(f"  {p.name:<44} {m:>5} x {n:<5}  {shown}  (break-even {(m * n - 1) // (m + n)})")
+            click.echo(
+                f"  {p.name:<44} {m:>5} x {n:<5}  {shown}  (break-even {manifest.break_even(p.shape)})"
+            )
 
 
 def _summary(content: Manifest) -> list[str]:

@@ -268,6 +268,12 @@ class Manifest:
         return (*(s.graph for s in self.stages), "weights.bin", "tokenizer.json", "tokenizer_config.json")
 
 
+def break_even(shape: tuple[int, int]) -> int:
+    """Return the largest rank whose factors hold fewer parameters than the matrix: ``r (m + n) < m n``."""
+    m, n = shape
+    return (m * n - 1) // (m + n)
+
+
 def seal(folder: Path, manifest: Manifest) -> Manifest:
     """Write ``flrc.json`` last, with size and SHA-256 of every file now in ``folder``.
 
