@@ -4,8 +4,9 @@ An allocator is a loss curve per projection; one solver spends the parameter bud
 the rules that only differ in what they think a rank is worth (uniform, FLRA, loss spectrum) share the handling of
 budgets, break-even, rank steps and nesting, and compare at equal parameters.
 
-Storage forms: dense at every stage, or factored with ranks that fall over the stages, at most once
-(two rank chunks a projection: more, smaller products cost more time than they save).
+Storage forms: dense at every stage, or factored (plain or pivoted) with ranks that fall over the stages, at most
+once (two rank chunks a projection: more, smaller products cost more time than they save). Pivoted, the larger rank
+of two may be the full one: dense first, fewer ranks later.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from numpy.typing import NDArray
 from flrc_edge.calibration import Moments
 from flrc_edge.errors import UsageError
 from flrc_edge.factorization import Factors
-from flrc_runtime.manifest import ProjectionPlan, RankPlan, break_even
+from flrc_runtime.manifest import ProjectionPlan, RankPlan, Storage, break_even, factor_parameters
 
-Allocator = Literal["spectrum", "fisher", "uniform"]
+Allocator = Literal["measured", "search", "spectrum", "fisher", "uniform"]
 Score = Literal["gw2", "gw2-rms", "g2-sum", "g2-mean", "g2-rms"]
 RANK_STEP = 32  # the quantization block, so that no block straddles two chunks
 MOST_RANKS = 48  # candidates a projection; a wide one is searched in larger multiples of the step
@@ -42,39 +43,49 @@ class Curve:
         shape: ``(m, n)``.
         ranks: Candidate ranks, rising, all below break-even; may be empty.
         losses: Loss of each rank, then of the dense matrix; falling, in any unit common to all curves.
+        storage: How factors are stored, which says what a rank costs.
     """
 
     name: str
     shape: tuple[int, int]
     ranks: tuple[int, ...]
     losses: tuple[float, ...]
+    storage: Storage = "plain"
 
 
-def candidate_ranks(shape: tuple[int, int], step: int = RANK_STEP) -> tuple[int, ...]:
+def candidate_ranks(
+    shape: tuple[int, int], step: int = RANK_STEP, *, storage: Storage = "plain"
+) -> tuple[int, ...]:
     """Return the multiples of ``step`` below break-even, at most 48 of them."""
-    most = break_even(shape)
+    most = break_even(shape, storage=storage)
     stride = step * max(1, -(-most // (step * MOST_RANKS)))
     return tuple(range(stride, most + 1, stride))
 
 
-def uniform_curves(shapes: Shapes, *, step: int = RANK_STEP) -> list[Curve]:
+def uniform_curves(shapes: Shapes, *, step: int = RANK_STEP, storage: Storage = "plain") -> list[Curve]:
     """The same share of parameters everywhere: the optimum of ``Σ mn log(share)`` under a budget."""
-    return [_log_curve(name, shape, weight=1.0, step=step) for name, shape in shapes.items()]
+    return [_log_curve(name, shape, weight=1.0, step=step, storage=storage) for name, shape in shapes.items()]
 
 
 def fisher_curves(
-    shapes: Shapes, moments: Mapping[str, Moments], *, score: Score = "gw2", step: int = RANK_STEP
+    shapes: Shapes,
+    moments: Mapping[str, Moments],
+    *,
+    score: Score = "gw2",
+    step: int = RANK_STEP,
+    storage: Storage = "plain",
 ) -> list[Curve]:
     """FLRA as read from the paper's abstract: rank in proportion to the Fisher score, clamped, the rest shared out.
 
     ``Σ (m + n) s log r`` under a budget of ``Σ r (m + n)`` is largest where ``r ∝ s``, also when some r are clamped.
+    Pivoted, it is the parameters of a projection, not its rank, that are in proportion to ``(m + n) s``.
     """
     scores = fisher_scores(shapes, moments, score=score)
     mean = float(np.mean([*scores.values()]))
     if not mean > 0:  # nothing is known to matter more: equal ranks
         scores, mean = dict.fromkeys(scores, 1.0), 1.0
     return [
-        _log_curve(name, (m, n), weight=scores[name] / mean * (m + n) / (m * n), step=step)
+        _log_curve(name, (m, n), weight=scores[name] / mean * (m + n) / (m * n), step=step, storage=storage)
         for name, (m, n) in shapes.items()
     ]
 
@@ -108,21 +119,43 @@ def fisher_scores(
     return result
 
 
-def spectrum_curves(factors: Mapping[str, Factors], *, step: int = RANK_STEP) -> list[Curve]:
+def spectrum_curves(
+    factors: Mapping[str, Factors], *, step: int = RANK_STEP, storage: Storage = "plain"
+) -> list[Curve]:
     """The predicted growth of the token loss, from the spectrum of each projection."""
     curves = []
     for name, f in factors.items():
         shape = (f.U.shape[0], f.V.shape[1])
-        ranks = candidate_ranks(shape, step)
-        curves.append(Curve(name, shape, ranks, (*(f.loss(r) for r in ranks), 0.0)))
+        ranks = candidate_ranks(shape, step, storage=storage)
+        curves.append(Curve(name, shape, ranks, (*(f.loss(r) for r in ranks), 0.0), storage))
     return curves
 
 
-def _log_curve(name: str, shape: tuple[int, int], *, weight: float, step: int) -> Curve:
+def measured_curves(
+    factors: Mapping[str, Factors], *, step: int = RANK_STEP, storage: Storage = "plain"
+) -> list[Curve]:
+    """The growth of the token loss at every rank as measured.py found it.
+
+    Raises:
+        ValueError: It was not measured.
+    """
+    curves = []
+    for name, f in factors.items():
+        if f.measured is None:
+            raise ValueError(f"{name}: its losses were not measured")
+        shape = (f.U.shape[0], f.V.shape[1])
+        ranks = candidate_ranks(shape, step, storage=storage)
+        losses = f.measured.tolist()
+        curves.append(Curve(name, shape, ranks, (*(losses[r] for r in ranks), 0.0), storage))
+    return curves
+
+
+def _log_curve(name: str, shape: tuple[int, int], *, weight: float, step: int, storage: Storage) -> Curve:
     m, n = shape
-    ranks = candidate_ranks(shape, step)
-    shares = [r * (m + n) / (m * n) for r in ranks]
-    return Curve(name, shape, ranks, (*(-weight * m * n * float(np.log(s)) for s in shares), 0.0))
+    ranks = candidate_ranks(shape, step, storage=storage)
+    shares = [factor_parameters(shape, r, storage=storage) / (m * n) for r in ranks]
+    losses = (*(-weight * m * n * float(np.log(s)) for s in shares), 0.0)
+    return Curve(name, shape, ranks, losses, storage)
 
 
 def allocate(
@@ -146,35 +179,48 @@ def allocate(
         UsageError: A keep is out of range, they do not fall, or the smallest plan is larger than a budget.
     """
     check_keep(keep)
-    _check_least(keep, ((c.shape, c.ranks) for c in curves))
+    _check_least(keep, ((c.shape, c.ranks, c.storage) for c in curves))
     weights = np.ones(len(keep)) if stage_weights is None else np.asarray(stage_weights, float)
     options = _Options(curves, len(keep), weights)
     total = sum(m * n for m, n in (c.shape for c in curves))
     budgets = np.floor(np.asarray(keep) * total + 1e-6)
     choice = _fill(options, _relax(options, budgets), budgets)
     projections = tuple(
-        ProjectionPlan(c.name, c.shape, options.ranks[p][choice[p]]) for p, c in enumerate(curves)
+        ProjectionPlan(
+            c.name,
+            c.shape,
+            form := options.ranks[p][choice[p]],
+            storage="plain" if form[0] is None else c.storage,
+        )
+        for p, c in enumerate(curves)
     )
     return RankPlan(allocator, tuple(float(k) for k in keep), projections, dict(scores or {}))
 
 
 def check_feasible(
-    shapes: Iterable[tuple[int, int]], keep: Sequence[float], *, step: int = RANK_STEP
+    shapes: Iterable[tuple[int, int]],
+    keep: Sequence[float],
+    *,
+    step: int = RANK_STEP,
+    storage: Storage = "plain",
 ) -> None:
     """Check, before anything is computed, that the smallest plan fits every stage.
 
     Raises:
         UsageError: A keep is below what the smallest ranks take.
     """
-    _check_least(keep, ((shape, candidate_ranks(shape, step)) for shape in shapes))
+    _check_least(keep, ((s, candidate_ranks(s, step, storage=storage), storage) for s in shapes))
 
 
-def _check_least(keep: Sequence[float], choices: Iterable[tuple[tuple[int, int], tuple[int, ...]]]) -> None:
+def _check_least(
+    keep: Sequence[float], choices: Iterable[tuple[tuple[int, int], tuple[int, ...], Storage]]
+) -> None:
     total = least = 0
     smallest: set[int] = set()
-    for (m, n), ranks in choices:
-        total += m * n
-        least += min([m * n, *(r * (m + n) for r in ranks[:1])])
+    for shape, ranks, storage in choices:
+        dense = shape[0] * shape[1]
+        total += dense
+        least += min([dense, *(factor_parameters(shape, r, storage=storage) for r in ranks[:1])])
         smallest.update(ranks[:1])
     for k in keep:
         if least > floor(k * total + 1e-6):
@@ -205,15 +251,16 @@ class _Options:
     """All choices of all projections as padded arrays ``cost: [P, O, S]`` (parameters) and ``loss: [P, O]``."""
 
     def __init__(self, curves: Sequence[Curve], stages: int, weights: Array) -> None:
-        self.ranks = [_forms(c.ranks, stages) for c in curves]
+        self.ranks = [_forms(c, stages) for c in curves]
         width = max(len(r) for r in self.ranks)
         self.cost = np.full((len(curves), width, stages), np.inf)
         self.loss = np.full((len(curves), width), np.inf)
         for p, curve in enumerate(curves):
-            m, n = curve.shape
             by_rank: dict[int | None, float] = dict(zip((*curve.ranks, None), curve.losses, strict=True))
+            by_rank[min(curve.shape)] = by_rank[None]
             for o, form in enumerate(self.ranks[p]):
-                self.cost[p, o] = [m * n if r is None else r * (m + n) for r in form]
+                plan = ProjectionPlan(curve.name, curve.shape, form, curve.storage)
+                self.cost[p, o] = [plan.parameters(s) for s in range(stages)]
                 self.loss[p, o] = sum(w * by_rank[r] for w, r in zip(weights, form, strict=True))
         self.finite_cost = np.where(np.isfinite(self.cost), self.cost, 0)
         self.rows = np.arange(len(curves))
@@ -235,11 +282,13 @@ class _Options:
         return np.asarray(self.cost[self.rows, choice].sum(axis=0))
 
 
-def _forms(ranks: tuple[int, ...], stages: int) -> list[tuple[int | None, ...]]:
+def _forms(curve: Curve, stages: int) -> list[tuple[int | None, ...]]:
     """All nested rank sequences with at most one fall, and dense."""
-    forms: list[tuple[int | None, ...]] = [(None,) * stages]
-    for high in ranks:
-        forms.append((high,) * stages)
+    ranks = curve.ranks
+    forms: list[tuple[int | None, ...]] = [(None,) * stages, *((rank,) * stages for rank in ranks)]
+    # Pivoted chunks a and b up to the full rank: 2ab parameters more than the matrix until the fall, fewer after it.
+    highs = (*ranks, min(curve.shape)) if curve.storage == "pivoted" else ranks
+    for high in highs:
         for fall in range(1, stages):
             forms.extend((high,) * fall + (low,) * (stages - fall) for low in ranks if low < high)
     return forms

@@ -6,6 +6,8 @@ matrices of the smaller side are kept (docs/how-it-works.md):
 * ``m <= n``: ``energy = E[y yᵀ]`` and ``gradient = E[g gᵀ]``, both ``[m, m]``, y without its bias;
 * ``m > n``: ``energy = E[x xᵀ]`` and ``gradient = E[z zᵀ]`` with ``z = Wᵀ g``, both ``[n, n]``.
 
+The loss is that of labels sampled from the model's own distribution (the true Fisher), not of the text's next
+tokens (the empirical one): the former is the curvature of KL(model || compressed), see docs/how-it-works.md.
 Products and sums are float64: with massive activations a float32 Gram loses the small directions.
 """
 
@@ -15,7 +17,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from flrc_edge.errors import NumericalError
 from flrc_edge.progress import Progress, silent
 
+Labels = Literal["sampled", "text"]
 HEAD_CHUNK = 256  # tokens whose logits exist at a time: a vocabulary of 262,144 costs 1 GiB per 1024 tokens
 
 
@@ -47,7 +50,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Moments by projection name, the mean token loss (nats) and the tokens they were measured on."""
+    """Moments by projection name, the mean loss (nats) of the labels and the tokens they were measured on."""
 
     moments: dict[str, Moments]
     loss: float
@@ -59,6 +62,7 @@ def calibrate(
     projections: Sequence[str],
     ids: Tensor,
     *,
+    labels: Labels = "sampled",
     progress: Progress = silent,
 ) -> Statistics:
     """Measure the statistics of ``projections``.
@@ -69,6 +73,7 @@ def calibrate(
         model: A Hugging Face causal language model with float32 weights.
         projections: Names of ``nn.Linear`` modules of its decoder layers.
         ids: ``[windows, length]`` int64 token ids; each window is one batch.
+        labels: What the loss predicts: tokens ``sampled`` from the model (reproducibly), or the ``text``'s own.
         progress: Called after every window.
 
     Raises:
@@ -92,8 +97,8 @@ def calibrate(
         progress("calibrate", 0, len(mine))
         for done, window in enumerate(mine, 1):
             try:
-                loss += _backward(model, ids[window : window + 1])
-            except _NotFinite as error:
+                loss += backward(model, ids[window : window + 1], labels=labels, seed=window)
+            except NotFiniteError as error:
                 raise NumericalError(
                     f"{error} in calibration window {window}",
                     hint="load the model in float32 and look at its weights and at that text",
@@ -108,25 +113,45 @@ def calibrate(
     )
 
 
-def _backward(model: Any, ids: Tensor) -> Tensor:
-    """Backpropagate the loss of one window, summed over its tokens; the head runs in chunks of tokens."""
+def backward(model: Any, ids: Tensor, *, labels: Labels, seed: int) -> Tensor:
+    """Backpropagate the loss of one window, summed over its tokens, to every weight that wants a gradient.
+
+    Args:
+        model: A Hugging Face causal language model.
+        ids: ``[1, T]``; the loss is that of positions 0 to T - 2.
+        labels: See :func:`calibrate`.
+        seed: Of the sampled labels.
+
+    Returns:
+        The summed loss, nats.
+
+    Raises:
+        NotFiniteError: It is not finite.
+    """
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state  # (1, T, h)
     leaf = hidden.detach().requires_grad_()
     total = torch.zeros((), dtype=torch.float64)
-    labels = ids[0, 1:]  # the one shift: position t predicts token t + 1
-    for start in range(0, len(labels), HEAD_CHUNK):
-        stop = min(start + HEAD_CHUNK, len(labels))
+    targets = ids[0, 1:]  # the one shift: position t predicts token t + 1
+    generator = torch.Generator().manual_seed(seed)
+    # The head runs in chunks of tokens: all logits of a window at once would be the largest tensor.
+    for start in range(0, len(targets), HEAD_CHUNK):
+        stop = min(start + HEAD_CHUNK, len(targets))
         logits = model.lm_head(leaf[0, start:stop]).float()  # (chunk, vocab)
-        loss = nn.functional.cross_entropy(logits, labels[start:stop], reduction="sum")
+        if not torch.isfinite(logits).all():
+            raise NotFiniteError("the logits are not finite")
+        target = targets[start:stop]
+        if labels == "sampled":
+            target = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        loss = nn.functional.cross_entropy(logits, target, reduction="sum")
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     if not torch.isfinite(total):
-        raise _NotFinite("the loss is not finite")
+        raise NotFiniteError("the loss is not finite")
     hidden.backward(leaf.grad)
     return total
 
 
-class _NotFinite(Exception):
+class NotFiniteError(Exception):
     """Raised in the middle of a pass, so that what is named is the first thing that went wrong."""
 
 
@@ -164,7 +189,7 @@ class _Accumulator:
     def _forward(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         with torch.no_grad():
             if not torch.isfinite(output).all():
-                raise _NotFinite(f"{self.name}: activations are not finite")
+                raise NotFiniteError(f"{self.name}: activations are not finite")
             if self.wide_input:
                 value = output.detach()
                 if self.module.bias is not None:
@@ -177,7 +202,7 @@ class _Accumulator:
     def _output_gradient(self, gradient: Tensor) -> None:
         trace = gradient.double().square().sum()
         if not torch.isfinite(trace):
-            raise _NotFinite(f"{self.name}: gradients are not finite")
+            raise NotFiniteError(f"{self.name}: gradients are not finite")
         self.scalars[0] += trace
         _add_gram(self.gradient, gradient if self.wide_input else gradient @ self.module.weight.detach())
 

@@ -1,25 +1,31 @@
 """The checkpoint folder: what ``compress`` writes and ``export`` reads (docs/format.md).
 
-``factors.safetensors`` (``<projection>.U``, ``<projection>.V``), ``base.safetensors`` (every tensor that was not
-factorized, under its Hugging Face name), the model's config and tokenizer files, and ``flrc.json``, written last.
+``factors.safetensors`` (``<projection>.chunks.<i>.V`` and ``.U``, pivoted also ``.order``), ``base.safetensors``
+(every tensor that was not factorized, under its Hugging Face name), the model's config and tokenizer files, and
+``flrc.json``, written last. A matrix with a number format of integers is stored as ``<tensor>.q`` and
+``<tensor>.scales``, as the exporter lays them out.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from flrc_edge.chunks import Chunk
 from flrc_edge.errors import FormatError, UsageError
 from flrc_edge.hf_config import read_config
 from flrc_edge.lowrank import LowRankLinear, replace_linear, set_stage
 from flrc_edge.models import LoadedModel
+from flrc_edge.quantization import QuantizedMatrix
 from flrc_exporters.architectures import DecoderConfig, checkpoint_tensors
+from flrc_exporters.number_format import NumberFormat
 from flrc_runtime import manifest
 from flrc_runtime.files import published_folder, resolve_inside, write_json
 from flrc_runtime.manifest import Manifest, RankPlan
@@ -40,7 +46,8 @@ def write(
     content: Manifest,
     *,
     source: LoadedModel,
-    factors: Mapping[str, tuple[Tensor, Tensor]],
+    factors: Mapping[str, Sequence[Chunk]],
+    integers: Mapping[str, QuantizedMatrix] | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a checkpoint; ``target`` appears whole or not at all.
@@ -49,26 +56,40 @@ def write(
         target: Folder to write.
         content: The manifest; its plan says which projections are factored.
         source: The original model, for every other tensor, its config and its tokenizer.
-        factors: ``(U: [m, R], V: [R, n])`` of every factored projection, R at least its largest rank.
+        factors: The chunks of every factored projection.
+        integers: By tensor name, the matrices that are stored as integers instead of those floats.
         overwrite: Replace a checkpoint that is there.
 
     Returns:
         The manifest as written.
     """
-    factored = {p.name: p.ranks[0] for p in content.plan.projections if p.ranks[0] is not None}
+    factored = {p.name for p in content.plan.projections if not p.dense}
+    integers = integers or {}
     with published_folder(target, overwrite=overwrite) as work:
         tensors = {}
-        for name, rank in factored.items():
-            u, v = factors[name]
-            tensors[f"{name}.U"] = u[:, :rank].contiguous()
-            tensors[f"{name}.V"] = v[:rank].contiguous()
-        save_file(tensors, work / FACTORS)
-        save_file(_base_tensors(source.model, set(factored)), work / BASE)
+        for name in factored:
+            for i, chunk in enumerate(factors[name]):
+                tensors[f"{name}.chunks.{i}.V"] = chunk.V.contiguous()
+                tensors[f"{name}.chunks.{i}.U"] = chunk.U.contiguous()
+                if chunk.order is not None:
+                    tensors[f"{name}.chunks.{i}.order"] = chunk.order.contiguous()
+        save_file(_as_stored(tensors, integers), work / FACTORS)
+        save_file(_as_stored(_base_tensors(source.model, factored), integers), work / BASE)
         write_json(work / "config.json", dict(source.hf_config))
         for name in COPIED:
             if (source.path / name).exists():
                 shutil.copyfile(source.path / name, work / name)
         return manifest.seal(work, content)
+
+
+def _as_stored(tensors: Mapping[str, Tensor], integers: Mapping[str, QuantizedMatrix]) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name in integers:
+            stored |= {f"{name}.q": integers[name].packed, f"{name}.scales": integers[name].scales}
+        else:
+            stored[name] = tensor
+    return stored
 
 
 def _base_tensors(model: nn.Module, factored: set[str]) -> dict[str, Tensor]:
@@ -109,6 +130,7 @@ def load(folder: str | Path, stage: int = 0) -> Any:
     factors = _read(resolve_inside(path, FACTORS))
     base = _read(resolve_inside(path, BASE))
     _check_tensors(path.name, content.plan, decoder, {**base, **factors})
+    base, factors = (_as_floats(tensors, content.plan, decoder) for tensors in (base, factors))
     fields = {k: v for k, v in hf_config.items() if k not in ("model_type", "transformers_version")}
     config = AutoConfig.for_model(decoder.architecture, **fields)  # never the class a config.json names
     dtype = base["model.embed_tokens.weight"].dtype
@@ -118,9 +140,16 @@ def load(folder: str | Path, stage: int = 0) -> Any:
     for projection in content.plan.projections:
         ranks = tuple(r for r in projection.ranks if r is not None)
         if ranks:
-            u, v = (factors[f"{projection.name}.{side}"].to(dtype) for side in "UV")
+            chunks = [
+                Chunk(
+                    factors[f"{projection.name}.chunks.{i}.V"].to(dtype),
+                    factors[f"{projection.name}.chunks.{i}.U"].to(dtype),
+                    factors.get(f"{projection.name}.chunks.{i}.order"),
+                )
+                for i in range(len(projection.chunks()))
+            ]
             bias = base.get(f"{projection.name}.bias")
-            replace_linear(model, projection.name, LowRankLinear(u, v, bias, ranks=ranks))
+            replace_linear(model, projection.name, LowRankLinear(chunks, bias, ranks=ranks))
     model.load_state_dict({**base, **factors}, strict=False)
     model.tie_weights()
     if (path / "generation_config.json").is_file():
@@ -141,6 +170,33 @@ def _check_tensors(where: str, plan: RankPlan, decoder: DecoderConfig, tensors: 
             raise FormatError(
                 f"{where}: {name} has shape {tuple(tensors[name].shape)}, the plan says {shape}"
             )
+        if name.endswith(".q") and tensors[name].dtype != torch.uint8:
+            raise FormatError(f"{where}: tensor {name} is not uint8", hint="compress the model again")
+        if name.endswith(".order") and not _is_permutation(tensors[name]):
+            raise FormatError(f"{where}: tensor {name} is not a permutation", hint="compress the model again")
+
+
+def _as_floats(tensors: Mapping[str, Tensor], plan: RankPlan, decoder: DecoderConfig) -> dict[str, Tensor]:
+    """Replace integers and their scales by the floats they stand for."""
+    formats = {name: (plan.embedding, shape) for name, shape in decoder.other_tensors().items()}
+    for p in plan.projections:
+        formats |= {f"{p.name}.{m}": (p.format_of(m), shape) for m, shape in p.matrices().items()}
+    result: dict[str, Tensor] = {}
+    for stored, tensor in tensors.items():
+        name, _, kind = stored.rpartition(".")
+        if kind == "q":
+            number_format, shape = formats[name]
+            integers = QuantizedMatrix(
+                tensor, tensors[f"{name}.scales"], shape[1], NumberFormat.named(number_format)
+            )
+            result[name] = integers.dequantize()
+        elif kind != "scales":
+            result[stored] = tensor
+    return result
+
+
+def _is_permutation(order: Tensor) -> bool:
+    return order.dtype == torch.int64 and torch.equal(order.sort().values, torch.arange(len(order)))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -1,42 +1,67 @@
-"""Allocators side by side: perplexity at equal parameters, from one calibration, and the time of each phase."""
+"""Recipes side by side: perplexity at equal parameters, from one calibration, and what choosing the ranks took."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import log
 from pathlib import Path
-from typing import get_args
 
 import torch
 
-from flrc_edge.allocation import Allocator, check_feasible
-from flrc_edge.compression import (
-    Settings,
-    Timings,
-    compressed,
-    factorize_all,
-    measure,
-    plan_ranks,
-    window_length,
-)
+from flrc_edge.allocation import check_feasible
+from flrc_edge.baselines.rank_search import Search, check_reachable
+from flrc_edge.compression import Settings, Timings, compressed, window_length
+from flrc_edge.errors import UsageError
 from flrc_edge.evaluation.perplexity import perplexity, torch_logits
-from flrc_edge.factorization import Method
 from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, peak_rss_bytes, silent
+from flrc_edge.recipe_bench import RecipeBench, SearchTime
+from flrc_edge.recipes import RECIPES, REFERENCE, Recipe
 from flrc_edge.texts import WeightedText, token_windows
 
 
 @dataclass(frozen=True)
-class Figure:
-    """The perplexity of one plan."""
+class EvaluationText:
+    """What perplexity is measured on, and the dense model's."""
 
+    name: str
+    tokens: int
+    dense_perplexity: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One recipe at one keep on one text.
+
+    Args:
+        recipe: Its name.
+        factorization: How the factors were fitted.
+        ranks: What chose the ranks.
+        storage: How the factors are stored.
+        keep: Asked share of the projections' parameters.
+        kept: Share that is stored.
+        parameters: Projection parameters that are stored.
+        dense_projections: How many projections stayed dense.
+        text: What perplexity was measured on.
+        perplexity: Of the compressed model.
+        growth: g = ln perplexity - ln perplexity of the dense model.
+        ratio: g divided by that of ``svd-llm``; None if that was not measured or did not lose.
+    """
+
+    recipe: str
+    factorization: str
+    ranks: str
+    storage: str
     keep: float
     kept: float
-    allocator: str
-    factorization: str
+    parameters: int
     dense_projections: int
+    text: str
     perplexity: float
+    growth: float
+    ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,13 +69,13 @@ class Comparison:
     """All figures and their conditions."""
 
     model: str
-    text: str
-    evaluation_tokens: int
+    texts: tuple[EvaluationText, ...]
     window: int
     calibration: str
     calibration_tokens: int
-    dense_perplexity: float
+    labels: str
     figures: tuple[Figure, ...]
+    searches: tuple[SearchTime, ...]
     seconds: dict[str, float]
     peak_rss_bytes: int
     machine: str
@@ -61,63 +86,111 @@ def compare(
     settings: Settings,
     *,
     keeps: Sequence[float],
-    text: str,
+    texts: Sequence[str],
     windows: int | None = 20,
-    allocators: Sequence[Allocator] = get_args(Allocator),
-    methods: Sequence[Method] = ("two-sided", "one-sided"),
+    recipes: Sequence[Recipe] = RECIPES,
+    search: Search | None = None,
     progress: Progress = silent,
 ) -> Comparison:
-    """Measure every allocator with every factorization at every keep.
+    """Measure every recipe at every keep on every text.
 
     Args:
-        loaded: The model.
-        settings: Calibration; its keep, allocator and factorization are not used.
+        loaded: The model; left as it was.
+        settings: Calibration and rank step; what a recipe names is not used.
         keeps: Shares of projection parameters, each measured alone.
-        text: What perplexity is measured on; must not be calibrated on.
-        windows: How many windows of ``settings.window`` tokens from its beginning; None for all.
-        allocators: Which to compare.
-        methods: Which factorizations to compare.
+        texts: What perplexity is measured on; must not be calibrated on.
+        windows: How many windows of ``settings.window`` tokens from the beginning of each text; None for all.
+        recipes: Which to compare. ``asvd`` takes more than a thousand evaluations, once for all keeps.
+        search: Samples of ASVD's search.
         progress: Called after each unit of work.
+
+    Raises:
+        FlrcError: Anything a user can mend; what can be seen before calibration is.
     """
+    search = search or Search()
+    _check(loaded, settings, keeps=keeps, texts=texts, recipes=recipes)
     timings = Timings()
-    shapes = {p.name: p.shape for p in loaded.config.projections()}
-    for keep in keeps:
-        check_feasible(shapes.values(), (keep,), step=settings.rank_step)
     length = window_length(loaded, settings.window)
-    test = token_windows(loaded.tokenizer, (WeightedText(text),), windows=windows, length=length).ids
-    statistics, calibration = measure(loaded, settings, progress=progress, timings=timings)
-    with timings.phase("perplexity of one model"):
-        dense = perplexity(torch_logits(loaded.model), test, progress=progress, phase="perplexity, dense")
-    figures = []
-    for method in methods:
-        with timings.phase(f"factorize {method}"):
-            factors = factorize_all(loaded, statistics.moments, method=method, progress=progress)
-        for keep in keeps:
-            for allocator in allocators:
-                chosen = replace(settings, keep=(keep,), allocator=allocator, factorization=method)
-                with timings.phase(f"allocate {allocator}"):
-                    plan = plan_ranks(shapes, chosen, statistics.moments, factors)
-                with compressed(loaded, plan, factors) as model:
-                    value = perplexity(
-                        torch_logits(model),
-                        test,
-                        progress=progress,
-                        phase=f"perplexity, {allocator} {keep:g}",
-                    )
-                dense_count = sum(p.dense for p in plan.projections)
-                figures.append(
-                    Figure(keep, round(plan.kept(0), 5), allocator, method, dense_count, round(value, 3))
-                )
+    ids = {
+        Path(text).name: token_windows(
+            loaded.tokenizer, (WeightedText(text),), windows=windows, length=length
+        ).ids
+        for text in texts
+    }
+    bench = RecipeBench(loaded, settings, recipes=recipes, search=search, timings=timings, progress=progress)
+    dense: dict[str, float] = {}
+    with timings.phase("perplexity, dense"):
+        for name, windows_of in ids.items():
+            dense[name] = perplexity(torch_logits(loaded.model), windows_of)
+            progress("perplexity, dense", len(dense), len(ids))
+    figures: dict[tuple[float, str, str], Figure] = {}
+    for method in dict.fromkeys(r.factorization for r in recipes):
+        group = [r for r in recipes if r.factorization == method]
+        bench.factorize(method)
+        for recipe in group:
+            for done, keep in enumerate(keeps, 1):
+                plan = bench.plan(recipe, keep)
+                with timings.phase("perplexity"), compressed(loaded, plan, bench.factors) as model:
+                    for name, windows_of in ids.items():
+                        value = perplexity(torch_logits(model), windows_of)
+                        figures[keep, recipe.name, name] = Figure(
+                            recipe=recipe.name,
+                            factorization=method,
+                            ranks=recipe.ranks,
+                            storage=recipe.storage,
+                            keep=keep,
+                            kept=round(plan.kept(0), 5),
+                            parameters=plan.activated(0),
+                            dense_projections=sum(p.dense for p in plan.projections),
+                            text=name,
+                            perplexity=round(value, 3),
+                            growth=log(value) - log(dense[name]),
+                        )
+                progress(f"perplexity, {recipe.name}", done, len(keeps))
+    calibration = bench.calibration
     return Comparison(
         model=loaded.name,
-        text=Path(text).name,
-        evaluation_tokens=test.numel(),
+        texts=tuple(EvaluationText(n, i.numel(), round(dense[n], 3)) for n, i in ids.items()),
         window=length,
         calibration=" + ".join(f"{t.name} ({t.tokens})" for t in calibration.texts),
         calibration_tokens=calibration.tokens,
-        dense_perplexity=round(dense, 3),
-        figures=tuple(figures),
+        labels=settings.labels,
+        figures=tuple(
+            _with_ratio(figures[keep, recipe.name, name], figures.get((keep, REFERENCE, name)))
+            for keep in keeps
+            for recipe in recipes
+            for name in ids
+        ),
+        searches=bench.search_times(),
         seconds={name: round(seconds, 2) for name, seconds in timings.seconds.items()},
         peak_rss_bytes=peak_rss_bytes(),
         machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     )
+
+
+def _check(
+    loaded: LoadedModel,
+    settings: Settings,
+    *,
+    keeps: Sequence[float],
+    texts: Sequence[str],
+    recipes: Sequence[Recipe],
+) -> None:
+    """Refuse what can be refused before anything is measured."""
+    if not texts or not recipes or not keeps:
+        raise UsageError("name at least one text, one recipe and one keep")
+    for what, names in (("text", [Path(t).name for t in texts]), ("recipe", [r.name for r in recipes])):
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice is not None:
+            raise UsageError(f"the {what} {twice} is named twice")
+    shapes = {p.name: p.shape for p in loaded.config.projections()}
+    for recipe in recipes:
+        for keep in keeps:
+            check_feasible(shapes.values(), (keep,), step=settings.rank_step, storage=recipe.storage)
+        if recipe.allocator == "asvd":
+            check_reachable(shapes, keeps, step=settings.rank_step, storage=recipe.storage)
+
+
+def _with_ratio(figure: Figure, reference: Figure | None) -> Figure:
+    ratio = round(figure.growth / reference.growth, 4) if reference and reference.growth > 0 else None
+    return replace(figure, growth=round(figure.growth, 4), ratio=ratio)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,24 +16,38 @@ from typing import get_args
 
 import torch
 
-from flrc_edge import __version__, allocation, checkpoint, schedule
+from flrc_edge import __version__, allocation, checkpoint, schedule, selection
 from flrc_edge.allocation import Allocator, Score
-from flrc_edge.calibration import Moments, Statistics, calibrate, is_main_process
+from flrc_edge.calibration import Labels, Moments, Statistics, calibrate, is_main_process
+from flrc_edge.chunks import Chunk, chunks_of
+from flrc_edge.correction import fit_corrected
+from flrc_edge.divergence import dense_log_probs
 from flrc_edge.errors import UsageError
 from flrc_edge.factorization import Factors, Method, factorize
 from flrc_edge.lowrank import low_rank_layer, replace_linear
+from flrc_edge.measured import measured_losses
 from flrc_edge.models import LoadedModel, open_model
 from flrc_edge.progress import Progress, silent
-from flrc_edge.statistics_cache import cached_statistics
-from flrc_edge.texts import WeightedText, token_windows
+from flrc_edge.statistics_cache import cached_losses, cached_statistics
+from flrc_edge.texts import WeightedText, Windows, token_windows
+from flrc_edge.validation import Validation
 from flrc_exporters.architectures import DecoderConfig
 from flrc_exporters.number_format import Dtype, NumberFormat
 from flrc_runtime.files import check_output_folder
-from flrc_runtime.manifest import Calibration, Manifest, ModelInfo, ProjectionPlan, RankPlan, Schedule
+from flrc_runtime.manifest import (
+    Calibration,
+    Manifest,
+    ModelInfo,
+    ProjectionPlan,
+    RankPlan,
+    Schedule,
+    Storage,
+)
 
 # A mixture: factors fitted to one kind of text alone fail on others. With half of it chat, KL to SmolLM2-135M's own
 # answers falls from 0.31 to 0.15 at keep .9, against no chat at all.
 DEFAULT_TEXTS = (WeightedText("chat", 0.5), WeightedText("wikitext2", 0.25), WeightedText("austen", 0.25))
+MEASURED_WINDOWS = 8  # whose losses are measured at every rank: a curve is an average over all their tokens
 EXPORT_CONTEXT = 4096  # positions an export has by default; its module would import onnx
 _log = logging.getLogger(__name__)
 
@@ -44,9 +58,12 @@ class Settings:
 
     Args:
         keep: Share of projection parameters of each stage, in (0, 1], falling; the first is what is stored.
-        allocator: ``spectrum``, ``fisher`` or ``uniform``.
+        allocator: ``measured``, ``search``, ``spectrum``, ``fisher`` or ``uniform``.
         score: Fisher score of the allocator ``fisher``.
         factorization: ``two-sided`` (gradient-aware) or ``one-sided`` (activation-aware).
+        labels: What the gradients of the statistics predict: tokens ``sampled`` from the model, or the ``text``.
+        correct: Fit factors on the inputs that the compressed layers before them produce (correction.py).
+        storage: ``pivoted`` (r rows and the others as their combinations) or ``plain`` (two factors).
         texts: Calibration texts and their weights.
         tokens: Calibration tokens; at least 16 a feature of the widest input are advised.
         window: Tokens a calibration window; the model's context if that is shorter.
@@ -57,9 +74,12 @@ class Settings:
     """
 
     keep: tuple[float, ...] = (0.95, 0.9, 0.85)
-    allocator: Allocator = "spectrum"
+    allocator: Allocator = "measured"
     score: Score = "gw2"
     factorization: Method = "two-sided"
+    labels: Labels = "sampled"
+    correct: bool = False
+    storage: Storage = "plain"
     texts: tuple[WeightedText, ...] = DEFAULT_TEXTS
     tokens: int = 32 * 1024
     window: int = 1024
@@ -70,7 +90,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         allocation.check_keep(self.keep)
-        for name, kind in (("allocator", Allocator), ("score", Score), ("factorization", Method)):
+        kinds = {
+            "allocator": Allocator,
+            "score": Score,
+            "factorization": Method,
+            "labels": Labels,
+            "storage": Storage,
+        }
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"{name} {getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
         for name, least in (("tokens", 2), ("window", 2), ("rank_step", 1)):
@@ -137,7 +164,9 @@ def compress(
         loaded = open_model(model) if isinstance(model, str) else model
     shapes = {p.name: p.shape for p in loaded.config.projections()}
     info = model_info(loaded.name, loaded.config)  # refuses early what no manifest could say
-    allocation.check_feasible(shapes.values(), settings.keep, step=settings.rank_step)
+    allocation.check_feasible(
+        shapes.values(), settings.keep, step=settings.rank_step, storage=settings.storage
+    )
     calibration, statistics, factors = None, None, dict[str, Factors]()
     if settings.keep != (1.0,):
         statistics, calibration = measure(loaded, settings, progress=progress, timings=timings)
@@ -145,12 +174,34 @@ def compress(
             return None
         with timings.phase("factorize"):
             factors = factorize_all(
-                loaded, statistics.moments, method=settings.factorization, progress=progress
+                loaded,
+                statistics.moments,
+                method=settings.factorization,
+                storage=settings.storage,
+                progress=progress,
             )
+        if settings.allocator in ("measured", "search"):
+            with timings.phase("measure"):
+                factors = with_losses(loaded, settings, factors, calibration.fingerprint, progress=progress)
     with timings.phase("allocate"):
         plan = plan_ranks(shapes, settings, statistics.moments if statistics else None, factors)
+    if settings.allocator == "search" and factors:
+        with timings.phase("select"):
+            plan = search_plan(loaded, settings, plan.scores, factors, progress=progress)
+    with timings.phase("correct" if settings.correct else "store"):
+        if settings.correct and statistics is not None:
+            chunks = fit_corrected(
+                loaded,
+                plan,
+                statistics.moments,
+                calibration_windows(loaded, settings),
+                method=settings.factorization,
+                progress=progress,
+            )
+        else:
+            chunks = stored_chunks(plan, factors)
     with timings.phase("schedule"):
-        boundaries = _schedule(loaded, plan, factors, settings, progress)
+        boundaries = _schedule(loaded, plan, chunks, settings, progress)
     content = Manifest(
         kind="checkpoint",
         model=info,
@@ -162,8 +213,7 @@ def compress(
         versions=_versions(),
     )
     with timings.phase("write"):
-        pairs = {name: (f.U, f.V) for name, f in factors.items()}
-        return checkpoint.write(target, content, source=loaded, factors=pairs, overwrite=overwrite)
+        return checkpoint.write(target, content, source=loaded, factors=chunks, overwrite=overwrite)
 
 
 def measure(
@@ -173,13 +223,7 @@ def measure(
     timings = timings or Timings()
     length = window_length(loaded, settings.window)
     with timings.phase("tokenize"):
-        windows = token_windows(
-            loaded.tokenizer,
-            settings.texts,
-            windows=settings.tokens // length,
-            length=length,
-            seed=settings.seed,
-        )
+        windows = calibration_windows(loaded, settings)
     names = [p.name for p in loaded.config.projections()]
     widest = max(p.shape[1] for p in loaded.config.projections())
     if windows.ids.numel() < 16 * widest:
@@ -189,15 +233,88 @@ def measure(
             widest,
             16 * widest,
         )
-    fingerprint = _fingerprint(loaded, windows.ids)
+    fingerprint = _fingerprint(loaded, windows.ids, settings.labels)
     with timings.phase("calibrate"):
         statistics = cached_statistics(
             fingerprint if settings.reuse_statistics else None,
-            lambda: calibrate(loaded.model, names, windows.ids, progress=progress),
+            lambda: calibrate(loaded.model, names, windows.ids, labels=settings.labels, progress=progress),
         )
     # A cached file has them by name; the order of the model decides the order, and the ties, of the plan.
     statistics = replace(statistics, moments={name: statistics.moments[name] for name in names})
     return statistics, Calibration(windows.sources, windows.ids.numel(), length, settings.seed, fingerprint)
+
+
+def calibration_windows(loaded: LoadedModel, settings: Settings, *, held_out: bool = False) -> Windows:
+    """Return the token windows that statistics are measured on, or those that plans are compared on.
+
+    Only the allocator ``search`` holds windows out: every eighth.
+    """
+    length = window_length(loaded, settings.window)
+    count = settings.tokens // length
+    windows = token_windows(
+        loaded.tokenizer, settings.texts, windows=count, length=length, seed=settings.seed
+    )
+    if settings.allocator != "search":
+        return windows
+    if count < 2:
+        raise UsageError(
+            "the allocator search needs two calibration windows, one to calibrate on and one to compare plans on",
+            hint="give more --tokens or a shorter --window",
+        )
+    every = torch.arange(count) % 8 == min(7, count - 1)
+    return replace(windows, ids=windows.ids[every if held_out else ~every])
+
+
+def with_losses(
+    loaded: LoadedModel,
+    settings: Settings,
+    factors: Mapping[str, Factors],
+    fingerprint: str,
+    *,
+    progress: Progress = silent,
+) -> dict[str, Factors]:
+    """Measure the loss of every rank on a part of the calibration windows, or take it from the cache.
+
+    Args:
+        loaded: The original model.
+        settings: The windows, and whether to use the cache.
+        factors: Of every projection.
+        fingerprint: Of the statistics behind the factors.
+        progress: Called after each window.
+    """
+    ids = calibration_windows(loaded, settings).ids
+    some = ids[torch.linspace(0, len(ids) - 1, min(MEASURED_WINDOWS, len(ids))).long()]
+    parts = (fingerprint, settings.factorization, settings.storage, len(some))
+    key = hashlib.sha256(repr(parts).encode()).hexdigest() if settings.reuse_statistics else None
+    losses = cached_losses(key, lambda: measured_losses(loaded.model, factors, some, progress=progress))
+    return {name: replace(f, measured=losses[name]) for name, f in factors.items()}
+
+
+def search_plan(
+    loaded: LoadedModel,
+    settings: Settings,
+    scores: Mapping[str, float],
+    factors: Mapping[str, Factors],
+    *,
+    progress: Progress = silent,
+) -> RankPlan:
+    """Compare candidate plans on the windows held out of the calibration."""
+    shapes = {p.name: p.shape for p in loaded.config.projections()}
+    plans = selection.candidates(
+        shapes,
+        factors,
+        settings.keep,
+        step=settings.rank_step,
+        storage=settings.storage,
+        scores=scores,
+    )
+    return selection.select(
+        loaded.model,
+        plans,
+        calibration_windows(loaded, settings, held_out=True).ids,
+        lambda plan: compressed(loaded, plan, factors),
+        progress=progress,
+    )
 
 
 def window_length(loaded: LoadedModel, wanted: int) -> int:
@@ -210,13 +327,14 @@ def factorize_all(
     moments: Mapping[str, Moments],
     *,
     method: Method = "two-sided",
+    storage: Storage = "plain",
     progress: Progress = silent,
 ) -> dict[str, Factors]:
-    """Factorize every projection up to its break-even rank."""
+    """Factorize every projection up to the largest rank its storage form can use."""
     factors = {}
     for done, (name, m) in enumerate(moments.items(), 1):
         weight = loaded.model.get_parameter(f"{name}.weight").detach()
-        factors[name] = factorize(weight, m, method=method, name=name)
+        factors[name] = factorize(weight, m, method=method, storage=storage, name=name)
         progress("factorize", done, len(moments))
     return factors
 
@@ -232,14 +350,23 @@ def plan_ranks(
         dense = tuple(ProjectionPlan(name, shape, (None,)) for name, shape in shapes.items())
         return RankPlan(settings.allocator, settings.keep, dense)
     scores = allocation.fisher_scores(shapes, moments, score=settings.score)
-    step = settings.rank_step
+    step, storage = settings.rank_step, settings.storage
     if settings.allocator == "uniform":
-        curves = allocation.uniform_curves(shapes, step=step)
+        curves = allocation.uniform_curves(shapes, step=step, storage=storage)
     elif settings.allocator == "fisher":
-        curves = allocation.fisher_curves(shapes, moments, score=settings.score, step=step)
+        curves = allocation.fisher_curves(shapes, moments, score=settings.score, step=step, storage=storage)
+    elif settings.allocator in ("measured", "search"):  # which search then compares with others
+        curves = allocation.measured_curves(factors, step=step, storage=storage)
     else:
-        curves = allocation.spectrum_curves(factors, step=step)
+        curves = allocation.spectrum_curves(factors, step=step, storage=storage)
     return allocation.allocate(curves, settings.keep, allocator=settings.allocator, scores=scores)
+
+
+def stored_chunks(plan: RankPlan, factors: Mapping[str, Factors]) -> dict[str, tuple[Chunk, ...]]:
+    """Cut and, where the plan says so, pivot the factors of every factored projection."""
+    return {
+        p.name: chunks_of(factors[p.name].U, factors[p.name].V, p) for p in plan.projections if not p.dense
+    }
 
 
 @contextmanager
@@ -247,15 +374,23 @@ def compressed(
     loaded: LoadedModel, plan: RankPlan, factors: Mapping[str, Factors]
 ) -> Iterator[torch.nn.Module]:
     """Put a plan's low-rank layers into the loaded model while the block runs."""
+    with placed(loaded, plan, stored_chunks(plan, factors)) as model:
+        yield model
+
+
+@contextmanager
+def placed(
+    loaded: LoadedModel, plan: RankPlan, chunks: Mapping[str, Sequence[Chunk]]
+) -> Iterator[torch.nn.Module]:
+    """Put chunks into the loaded model while the block runs."""
     replaced = {}
     try:
         for p in plan.projections:
             ranks = tuple(r for r in p.ranks if r is not None)
             if ranks:
-                f = factors[p.name]
                 linear = loaded.model.get_submodule(p.name)
                 assert isinstance(linear, torch.nn.Linear)
-                layer = low_rank_layer(linear, f.U, f.V, ranks=ranks)
+                layer = low_rank_layer(linear, chunks[p.name], ranks=ranks)
                 replaced[p.name] = replace_linear(loaded.model, p.name, layer)
         yield loaded.model
     finally:
@@ -267,19 +402,34 @@ def compressed(
 def _schedule(
     loaded: LoadedModel,
     plan: RankPlan,
-    factors: Mapping[str, Factors],
+    chunks: Mapping[str, Sequence[Chunk]],
     settings: Settings,
     progress: Progress,
 ) -> Schedule:
     if plan.num_stages == 1 or settings.boundaries is not None:
         return Schedule(settings.boundaries or ())
-    reference = schedule.answers(
-        loaded.model, loaded.tokenizer, schedule.built_in_prompts(), progress=progress
-    )
-    dense = schedule.dense_log_probs(loaded.model, reference)
-    with compressed(loaded, plan, factors) as model:
-        kl = schedule.divergence(model, reference, dense, stages=plan.num_stages, progress=progress)
-    return schedule.choose(kl, [plan.kept(s) for s in range(plan.num_stages)])
+    context = loaded.config.context_length
+    reference = schedule.reference_answers(loaded.model, loaded.tokenizer, context=context, progress=progress)
+    dense = dense_log_probs(loaded.model, reference)
+    kept = [plan.kept(s) for s in range(plan.num_stages)]
+    with placed(loaded, plan, chunks) as model:
+        planned = schedule.plan_schedule(model, reference, dense, kept=kept, end=context, progress=progress)
+    return replace(planned.schedule, validation=_facts(planned.validation))
+
+
+def _facts(validation: Validation | None) -> dict[str, float]:
+    if validation is None:
+        return {}
+    return {
+        "schedule_kl": validation.schedule.kl,
+        "constant_kl": validation.constant.kl,
+        "reversed_kl": validation.reversed.kl,
+        "share": validation.schedule.share,
+        "gain": validation.gain,
+        "gain_error": validation.gain_error,
+        "answers": float(validation.answers),
+        "tokens": float(validation.tokens),
+    }
 
 
 def model_info(name: str, config: DecoderConfig) -> ModelInfo:
@@ -299,9 +449,10 @@ def model_info(name: str, config: DecoderConfig) -> ModelInfo:
     )
 
 
-def _fingerprint(loaded: LoadedModel, ids: torch.Tensor) -> str:
-    """Hash what the statistics depend on: the configuration, the weights and the token windows."""
+def _fingerprint(loaded: LoadedModel, ids: torch.Tensor, labels: Labels) -> str:
+    """Hash what the statistics depend on: configuration, weights, token windows and labels."""
     digest = hashlib.sha256(json.dumps(dict(loaded.hf_config), sort_keys=True, default=str).encode())
+    digest.update(labels.encode())
     digest.update(ids.numpy().tobytes())
     digest.update(str(tuple(ids.shape)).encode())
     for name, tensor in loaded.model.state_dict().items():

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flrc_edge.calibration import Moments
 from flrc_edge.errors import NumericalError, UsageError
-from flrc_runtime.manifest import break_even
+from flrc_runtime.manifest import Storage, break_even
 
 Method = Literal["one-sided", "two-sided"]
 DAMPING = 1e-2  # of the mean diagonal of H; measured best on SmolLM2-135M among 1e-1 … 1e-3
@@ -37,12 +37,14 @@ class Factors:
         V: ``[R, n]`` float32, its rows carry the size.
         spectrum: ``[min(m, n)]`` float64, falling: the loss that each direction removes, in units of the metric.
         loss_scale: Multiplies a sum of ``spectrum`` into nats per token.
+        measured: ``[R + 1]`` float64: the growth of the token loss (nats) at ranks 0 to R as measured.py found it.
     """
 
     U: Tensor
     V: Tensor
     spectrum: Tensor
     loss_scale: float
+    measured: Tensor | None = None
 
     def metric(self, rank: int) -> float:
         """Return the loss of keeping ``rank`` directions in the units of the metric that was minimised."""
@@ -58,15 +60,17 @@ def factorize(
     moments: Moments,
     *,
     method: Method = "two-sided",
+    storage: Storage = "plain",
     damping: float = DAMPING,
     name: str = "",
 ) -> Factors:
-    """Factorize one projection.
+    """Factorize one projection up to the largest rank that its storage form can use.
 
     Args:
         weight: ``[m, n]``.
         moments: Its statistics.
         method: ``one-sided`` or ``two-sided``.
+        storage: Plain factors are useful below break-even, pivoted ones up to the full rank.
         damping: Share of the mean diagonal of H added to it (two-sided).
         name: Used in error messages.
 
@@ -83,7 +87,7 @@ def factorize(
         raise NumericalError(f"{name}: its gradient trace is not finite")
     w = weight.double()
     m, n = w.shape
-    rank = min(break_even((m, n)), m, n)
+    rank = min(m, n) if storage == "pivoted" else break_even((m, n))
     mean_gradient = moments.gradient_trace / m
     if method == "one-sided":
         left, right, spectrum = (_one_sided_wide if m <= n else _one_sided_tall)(w, moments.energy, rank)

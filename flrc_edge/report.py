@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flrc_edge.errors import FormatError
+from flrc_edge.evaluation.tables import evaluation_table
+from flrc_edge.figures.benchmarks import pictures, write_pictures
+from flrc_edge.figures.canvas import MissingPackageError, check_matplotlib
 from flrc_runtime.files import read_json, write_json
 
 HEADER = """# Benchmarks
@@ -14,6 +18,8 @@ HEADER = """# Benchmarks
 Generated from `benchmarks.json` by the commands named in each section; do not edit. Weights of the built-in models
 are dequantized from their published GGUF files ("from Q4_1"), and the baseline is that dequantized model.
 """
+IMAGES = "images"
+_log = logging.getLogger(__name__)
 
 
 def save(path: Path, section: str, key: str, value: Mapping[str, Any]) -> None:
@@ -21,7 +27,7 @@ def save(path: Path, section: str, key: str, value: Mapping[str, Any]) -> None:
 
     Args:
         path: The JSON file; created if missing.
-        section: ``allocators``, ``formats`` or ``demo``.
+        section: ``recipes``, ``formats`` or ``demo``.
         key: Of the result inside its section, for instance the model's name.
         value: What was measured.
 
@@ -34,41 +40,112 @@ def save(path: Path, section: str, key: str, value: Mapping[str, Any]) -> None:
     content.setdefault(section, {})[key] = value
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
-    path.with_suffix(".md").write_text(page(content), "utf-8")
+    write_page(path)
 
 
-def page(content: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the whole Markdown page."""
+def write_page(path: Path) -> None:
+    """Write the Markdown page beside a JSON file anew, and its pictures into the folder ``images`` there.
+
+    Without matplotlib the page shows those pictures that are there from before.
+
+    Raises:
+        FormatError: The file is not a JSON object, or holds something to draw in another form.
+    """
+    content: Any = read_json(path)
+    if not isinstance(content, dict):
+        raise FormatError(f"{path} is not a JSON object")
+    folder = path.parent / IMAGES
+    found = [
+        p
+        for s in SECTIONS
+        for key, value in sorted(content.get(s, {}).items())
+        for p in pictures(s, key, value)
+    ]
+    try:
+        if found:
+            check_matplotlib()
+            write_pictures(found, folder)
+    except MissingPackageError as error:
+        _log.warning("%s: %s", error, error.hint)
+    shown = {p.file for p in found if (folder / p.file).exists()}
+    path.with_suffix(".md").write_text(page(content, shown=shown), "utf-8")
+
+
+def page(content: Mapping[str, Mapping[str, Any]], *, shown: Collection[str] | None = None) -> str:
+    """Return the whole Markdown page, with the pictures whose file is in ``shown`` (all if None)."""
     parts = [HEADER]
     for section, (title, render) in SECTIONS.items():
         for key, value in sorted(content.get(section, {}).items()):
             parts.append(f"## {title}: {key}\n\n{render(value)}\n")
+            parts += [
+                f"{picture.markdown(IMAGES)}\n"
+                for picture in pictures(section, key, value)
+                if shown is None or picture.file in shown
+            ]
     return "\n".join(parts)
 
 
-def allocators_table(c: Mapping[str, Any]) -> str:
-    """Return the perplexities of allocators at equal parameters."""
-    figures = c["figures"]
-    names = list(dict.fromkeys(f["allocator"] for f in figures))
+def recipes_table(c: Mapping[str, Any]) -> str:
+    """Return the growth of ln perplexity of every recipe at equal parameters, and what choosing ranks took."""
+    names = [t["name"] for t in c["texts"]]
+    texts = "; ".join(
+        f"{t['name']}, {t['tokens']} tokens, the dense model has {t['dense_perplexity']:.2f}"
+        for t in c["texts"]
+    )
     lines = [
-        "`flrc-edge compare MODEL --calibration TEXT --no-cache --save docs/benchmarks.json` (`make benchmarks`)",
+        "`flrc-edge compare MODEL --no-cache --save docs/benchmarks.json`",
         "",
-        f"Perplexity on {c['text']}, {c['evaluation_tokens']} tokens in windows of {c['window']}; calibrated on "
-        f"{c['calibration']} tokens; the dense model has {c['dense_perplexity']:.2f}. One-sided with `uniform` is "
-        "SVD-LLM's setting. `keep` is the share of the projections' parameters.",
+        f"Perplexity in windows of {c['window']} tokens ({texts}). Calibrated on {c['calibration_tokens']} tokens of "
+        f"{c['calibration']}, "
+        f"gradients of labels {'sampled from the model' if c['labels'] == 'sampled' else 'of the text'}. "
+        "g = ln perplexity − ln perplexity of the dense model; ÷ is g over that of `svd-llm` (one-sided factors, "
+        "the same keep everywhere, plain storage). `keep` is the share of the projections' parameters.",
         "",
-        f"| keep | factors | {' | '.join(names)} | stored |",
-        f"|---|---|{'---|' * len(names)}---|",
+        "| keep | recipe | factors | ranks | storage | "
+        + "".join(f"{name} | g | ÷ | " for name in names)
+        + "stored | dense |",
+        "|---|---|---|---|---|" + "---|---|---|" * len(names) + "---|---|",
     ]
-    for keep, method in dict.fromkeys((f["keep"], f["factorization"]) for f in figures):
-        row = {f["allocator"]: f for f in figures if (f["keep"], f["factorization"]) == (keep, method)}
-        best = min(f["perplexity"] for f in row.values())
-        cells = [_bold(f"{row[n]['perplexity']:.2f}", row[n]["perplexity"] == best) for n in names]
-        stored = sorted({f"{f['kept']:.4f}" for f in row.values()})
-        lines.append(f"| {keep:g} | {method} | {' | '.join(cells)} | {' … '.join(stored)} |")
+    rows: dict[tuple[float, str], dict[str, Any]] = {}
+    for f in c["figures"]:
+        rows.setdefault((f["keep"], f["recipe"]), {})[f["text"]] = f
+    for (keep, recipe), row in rows.items():
+        cells = []
+        for name in names:
+            f = row[name]
+            least = min(other[name]["growth"] for (k, _), other in rows.items() if k == keep)
+            ratio = "–" if f["ratio"] is None else f"{f['ratio']:.2f}"
+            growth = _bold(f"{f['growth']:.3f}", f["growth"] == least)
+            cells.append(f"{f['perplexity']:.2f} | {growth} | {ratio}")
+        lines.append(
+            f"| {keep:g} | {recipe} | {f['factorization']} | {f['ranks']} | {f['storage']} | {' | '.join(cells)} "
+            f"| {f['kept']:.4f} | {f['dense_projections']} |"
+        )
+    lines += _rank_search(c["searches"])
     phases = "; ".join(f"{name} {seconds:.1f} s" for name, seconds in c["seconds"].items())
     lines += ["", f"Wall time: {phases}. Peak memory {c['peak_rss_bytes'] / 2**30:.1f} GiB. {c['machine']}."]
     return "\n".join(lines)
+
+
+def _rank_search(searches: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the table of what choosing the ranks of one keep took, the first row being the yardstick."""
+    if not searches:
+        return []
+    first = searches[0]["seconds"]
+    lines = [
+        "",
+        f"Rank search, wall time for one keep. ASVD's samples hold {searches[0]['tokens']} tokens; published are 32 "
+        "of 2048 tokens, and its time grows with them.",
+        "",
+        "| search | counted | tokens | seconds | asvd ÷ this |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {s['search']} | {s['counted']} | {s['tokens'] or '–'} | {s['seconds']:.4g} "
+        f"| {first / max(s['seconds'], 1e-4):.3g} |"
+        for s in searches
+    ]
+    return lines
 
 
 def formats_table(c: Mapping[str, Any]) -> str:
@@ -121,9 +198,10 @@ def demo_table(c: Mapping[str, Any]) -> str:
 
 
 SECTIONS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
-    "allocators": ("Allocators at equal parameters", allocators_table),
+    "recipes": ("Recipes at equal parameters", recipes_table),
     "formats": ("Number formats", formats_table),
     "demo": ("The demo", demo_table),
+    "evaluation": ("Evaluation", evaluation_table),
 }
 
 

@@ -9,16 +9,18 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flrc_edge.cache import cache_folder
 from flrc_edge.calibration import Moments, Statistics, is_main_process
 
-KEPT = 3  # SmolLM2-135M's statistics take 0.7 GB
+KEPT = {"statistics": 3, "losses": 24}  # files; SmolLM2-135M's statistics take 0.7 GB, its losses 1 MB
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -31,36 +33,41 @@ def cached_statistics(fingerprint: str | None, compute: Callable[[], Statistics]
 
     A cache that cannot be read or written is not an error.
     """
+    return _cached("statistics", fingerprint, compute, _pack, _unpack)
+
+
+def cached_losses(key: str | None, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the loss curves (measured.py) stored under ``key``, or compute and store them; None: do not store."""
+    return _cached("losses", key, compute, dict, dict)
+
+
+def _cached(
+    kind: str,
+    key: str | None,
+    compute: Callable[[], T],
+    pack: Callable[[T], dict[str, Tensor]],
+    unpack: Callable[[dict[str, Tensor]], T],
+) -> T:
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    path = (
-        None
-        if fingerprint is None or distributed
-        else cache_folder() / "statistics" / f"{fingerprint}.safetensors"
-    )
+    path = None if key is None or distributed else cache_folder() / kind / f"{key}.safetensors"
     if path is not None and path.exists():
         try:
-            found = _read(path)
-            _log.info("statistics taken from the cache")
+            found = unpack(load_file(path))
+            _log.info("%s taken from the cache", kind)
             return found
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            _log.warning("a cached statistics file is damaged and is measured again: %s", error)
+            _log.warning("a cached %s file is damaged and is measured again: %s", kind, error)
     result = compute()
     if path is not None and is_main_process():
         try:
-            _write(path, result)
+            _store(path, pack(result), kept=KEPT[kind])
         except (SafetensorError, OSError) as error:
-            _log.warning("the statistics could not be cached: %s", error)
+            _log.warning("the %s could not be cached: %s", kind, error)
     return result
 
 
-def _write(path: Path, statistics: Statistics) -> None:
+def _store(path: Path, tensors: dict[str, Tensor], *, kept: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {"": torch.tensor([statistics.loss, statistics.tokens], dtype=torch.float64)}
-    for name, m in statistics.moments.items():
-        tensors[f"{name}.energy"] = m.energy
-        tensors[f"{name}.gradient"] = m.gradient
-        scalars = [m.gradient_trace, m.fisher_g2, m.fisher_gw2]
-        tensors[f"{name}.scalars"] = torch.tensor(scalars, dtype=torch.float64)
     temporary = path.with_suffix(f".tmp-{os.getpid()}")
     try:
         save_file(tensors, temporary)
@@ -68,20 +75,27 @@ def _write(path: Path, statistics: Statistics) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     stored = sorted(path.parent.glob("*.safetensors"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for old in stored[KEPT:]:
+    for old in stored[kept:]:
         old.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> Statistics:
-    with safe_open(path, framework="pt") as file:
-        loss, tokens = file.get_tensor("").tolist()
-        names = [key.removesuffix(".energy") for key in file.keys() if key.endswith(".energy")]  # noqa: SIM118
-        moments = {
-            name: Moments(
-                file.get_tensor(f"{name}.energy"),
-                file.get_tensor(f"{name}.gradient"),
-                *file.get_tensor(f"{name}.scalars").tolist(),
-            )
-            for name in names
-        }
+def _pack(statistics: Statistics) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {"": torch.tensor([statistics.loss, statistics.tokens], dtype=torch.float64)}
+    for name, m in statistics.moments.items():
+        tensors[f"{name}.energy"] = m.energy
+        tensors[f"{name}.gradient"] = m.gradient
+        scalars = [m.gradient_trace, m.fisher_g2, m.fisher_gw2]
+        tensors[f"{name}.scalars"] = torch.tensor(scalars, dtype=torch.float64)
+    return tensors
+
+
+def _unpack(tensors: dict[str, Tensor]) -> Statistics:
+    loss, tokens = tensors[""].tolist()
+    names = [key.removesuffix(".energy") for key in tensors if key.endswith(".energy")]
+    moments = {
+        name: Moments(
+            tensors[f"{name}.energy"], tensors[f"{name}.gradient"], *tensors[f"{name}.scalars"].tolist()
+        )
+        for name in names
+    }
     return Statistics(moments, loss, int(tokens))

@@ -64,6 +64,21 @@ def compressed_stories(tmp_path_factory: pytest.TempPathFactory) -> CompressedSt
 
 
 @pytest.fixture(scope="session")
+def pivoted_stories(
+    compressed_stories: CompressedStories, tmp_path_factory: pytest.TempPathFactory
+) -> CompressedStories:
+    """The same three keeps with pivoted storage, boundaries by hand; do not write there."""
+    from dataclasses import replace
+
+    from flrc_edge.compression import compress
+
+    settings = replace(compressed_stories.settings, storage="pivoted", boundaries=(8, 16))
+    folder = tmp_path_factory.mktemp("pivoted") / "checkpoint"
+    source = compressed_stories.source
+    return CompressedStories(settings, source, folder, compress(source, folder, settings))
+
+
+@pytest.fixture(scope="session")
 def stories_bundle(compressed_stories: CompressedStories, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fp32 export of the three stages; do not write there."""
     from flrc_exporters.bundle import export

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from flrc_runtime.errors import FormatError, UnsupportedModelError
 from flrc_runtime.manifest import RankPlan
 
+from .number_format import NumberFormat
 from .rope import Rope, is_number, read_rope, refuse
 
 Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3_text"]
@@ -250,13 +251,24 @@ def checkpoint_tensors(config: DecoderConfig, plan: RankPlan, *, where: str) -> 
         odd = sorted(set(plans) ^ set(expected)) or [n for n in plans if plans[n].shape != expected[n]]
         raise FormatError(f"{where}: the plan in flrc.json does not fit config.json at {odd[0]}")
     shapes = config.other_tensors()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in shapes:
+            vocab, hidden = shapes.pop(name)
+            shapes |= _stored(name, (vocab, hidden), plan.embedding)
     for name, p in plans.items():
-        (m, n), rank = p.shape, p.ranks[0]
-        if rank is None:
-            shapes[f"{name}.weight"] = p.shape
-        else:
-            shapes |= {f"{name}.U": (m, rank), f"{name}.V": (rank, n)}
+        for matrix, shape in p.matrices().items():
+            shapes |= _stored(f"{name}.{matrix}", shape, p.format_of(matrix))
+        if p.storage == "pivoted":
+            shapes |= {f"{name}.chunks.{i}.order": p.shape[:1] for i in range(len(p.chunks()))}
     return shapes
+
+
+def _stored(name: str, shape: tuple[int, int], number_format: str) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of the tensors a matrix is stored as: itself, or its integers and scales."""
+    if number_format in ("", "fp32"):
+        return {name: shape}
+    packed = NumberFormat.named(number_format).packed_shape(*shape)
+    return {f"{name}.q": packed, f"{name}.scales": packed[:2]}
 
 
 def _family(config: Mapping[str, Any]) -> Family:

@@ -17,7 +17,7 @@ from .architectures import DecoderConfig
 from .layout import GroupLayout
 from .lowrank import MICROSOFT, LinearGroup
 from .norm import Norm
-from .number_format import NumberFormat
+from .number_format import AccuracyLevel
 from .rope import Rope
 
 
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         groups: dict[str, GroupLayout],
         stage: int,
         *,
-        number_format: NumberFormat,
+        accuracy_level: AccuracyLevel,
         core: type[GroupQueryAttention],
     ) -> None:
         super().__init__("self_attn")
@@ -110,12 +110,12 @@ class Attention(nn.Module):
         self.qkv_proj = LinearGroup(
             groups[f"{prefix}.qkv_proj"],
             stage,
-            number_format=number_format,
+            accuracy_level=accuracy_level,
             bias=config.qkv_bias,
             packed=not config.qk_norm and fuses_rotary(config),
         )
         self.o_proj = LinearGroup(
-            groups[f"{prefix}.o_proj"], stage, number_format=number_format, bias=config.o_bias
+            groups[f"{prefix}.o_proj"], stage, accuracy_level=accuracy_level, bias=config.o_bias
         )
         if config.qk_norm:
             self.q_norm = Norm("q_norm", config.head_dim, eps=config.norm_eps)

@@ -8,22 +8,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flrc_runtime import manifest as manifests
 from flrc_runtime.errors import FormatError, UsageError
 from flrc_runtime.files import check_output_folder, published_folder, read_json, resolve_inside, write_json
-from flrc_runtime.manifest import Manifest, StageInfo
+from flrc_runtime.manifest import Manifest, RankPlan, StageInfo
 
 from .architectures import DecoderConfig, checkpoint_tensors
 from .decoder import Formats
 from .genai import eos_tokens, genai_config
 from .layout import group_layouts
-from .number_format import Dtype, NumberFormat
+from .number_format import AccuracyLevel, Dtype, NumberFormat
 from .parity import check_graph, check_values
 from .source import CheckpointTensors
 from .stages import attach_weights, build_stage, save_stage, stage_file
-from .weights import FILE_NAME, Recipe, Stored, Vector, WeightFile, recipes
+from .weights import FILE_NAME, Matrix, Recipe, Stored, WeightFile, recipes
 
 DEFAULT_CONTEXT = 4096
 _COPIED = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
@@ -36,10 +36,10 @@ def export(
     checkpoint: Path,
     output: Path,
     *,
-    dtype: Dtype = "int4",
+    dtype: Dtype | None = None,
     head: Dtype | None = None,
     context: int | None = None,
-    accuracy_level: Literal[0, 1, 4] = 4,
+    accuracy_level: AccuracyLevel = 4,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Manifest:
@@ -48,7 +48,8 @@ def export(
     Args:
         checkpoint: What ``compress`` wrote.
         output: The bundle folder; published by one rename, or left as it was.
-        dtype: Number format of the projections; integers are rounded to nearest.
+        dtype: Number format of a float checkpoint's projections, int4 by default; integers are rounded to nearest.
+            A checkpoint of integers is laid out as it is.
         head: Number format of embedding and head, or None for the one of ``dtype``.
         context: Positions (tokens) a conversation may have, or None for the model's own, at most 4096.
         accuracy_level: 4: integer kernels round activations to int8, 2-3 times faster; 0 or 1: they do not.
@@ -59,7 +60,8 @@ def export(
         The manifest as written.
 
     Raises:
-        UsageError: The output exists, or the context is out of range.
+        UsageError: The output exists, the context is out of range, or a number format is asked of a checkpoint of
+            integers.
         VerificationError: The checkpoint is damaged, or a written value differs from it.
         UnsupportedModelError: The decoder cannot compute this model.
     """
@@ -74,9 +76,9 @@ def export(
     positions = _context(context, config)
     source = CheckpointTensors(checkpoint)
     _check_plan(written, config, source)
-    embedding = NumberFormat.named(head or dtype, accuracy_level)
-    formats = Formats(NumberFormat.named(dtype, accuracy_level), embedding, embedding)
-    groups = group_layouts(config, written.plan)
+    chosen, plan = _formats(written, dtype, head)
+    formats = Formats(NumberFormat.named(plan.embedding, accuracy_level), accuracy_level)
+    groups = group_layouts(config, plan)
     wanted = recipes(config, groups, formats)
 
     def report(what: str) -> Callable[[int, int], None] | None:
@@ -109,12 +111,28 @@ def export(
             replace(
                 written,
                 kind="bundle",
-                dtype=dtype,
+                dtype=chosen,
+                plan=plan,
                 model=replace(written.model, context_length=positions, eos_token_ids=eos),
                 stages=tuple(stages),
                 versions={**written.versions, **{name: version(name) for name in _PACKAGES}},
             ),
         )
+
+
+def _formats(written: Manifest, dtype: Dtype | None, head: Dtype | None) -> tuple[str, RankPlan]:
+    """Return the number format the bundle is named by, and the plan with the format of every matrix."""
+    if written.plan.embedding:
+        if dtype is not None or head is not None:
+            raise UsageError(
+                f"the checkpoint holds {written.dtype} numbers, which are laid out as they are",
+                hint="leave out --dtype and --head, or compress with --dtype float",
+            )
+        return written.dtype, written.plan
+    chosen = NumberFormat.named(dtype or "int4").name
+    projections = tuple(replace(p, formats=(chosen,) * len(p.matrices())) for p in written.plan.projections)
+    embedding = NumberFormat.named(head).name if head else chosen
+    return dtype or "int4", replace(written.plan, projections=projections, embedding=embedding)
 
 
 def bytes_read(used: list[Stored], vocab_size: int) -> int:
@@ -151,6 +169,6 @@ def _copy_files(checkpoint: Path, folder: Path) -> Mapping[str, Any]:
 
 
 def _log_errors(errors: Mapping[str, float], wanted: list[Recipe]) -> None:
-    worst = max((r for r in wanted if not isinstance(r, Vector)), key=lambda r: errors[r.name])
+    worst = max((r for r in wanted if isinstance(r, Matrix)), key=lambda r: errors[r.name])
     if errors[worst.name]:
         log.debug("largest rounding error: %.1f %% of the norm, in %s", 100 * errors[worst.name], worst.name)

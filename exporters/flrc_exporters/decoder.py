@@ -27,16 +27,15 @@ from .attention import (
 from .layout import GroupLayout
 from .lowrank import MICROSOFT, Linear, LinearGroup
 from .norm import Norm
-from .number_format import NumberFormat
+from .number_format import AccuracyLevel, NumberFormat
 
 
 @dataclass(frozen=True)
 class Formats:
-    """Number formats of the projections, the embedding and the head; a tied head shares the embedding's."""
+    """Number format of embedding and head; those of the projections are in the plan, but for ``accuracy_level``."""
 
-    projections: NumberFormat
     embedding: NumberFormat
-    head: NumberFormat
+    accuracy_level: AccuracyLevel
 
 
 class Embedding(nn.Module):
@@ -100,13 +99,15 @@ class GatedMLP(nn.Module):
         groups: dict[str, GroupLayout],
         stage: int,
         *,
-        number_format: NumberFormat,
+        accuracy_level: AccuracyLevel,
     ) -> None:
         super().__init__("mlp")
         prefix = f"model.layers.{layer}.mlp"
         self.activation = config.activation
-        self.gate_up_proj = LinearGroup(groups[f"{prefix}.gate_up_proj"], stage, number_format=number_format)
-        self.down_proj = LinearGroup(groups[f"{prefix}.down_proj"], stage, number_format=number_format)
+        self.gate_up_proj = LinearGroup(
+            groups[f"{prefix}.gate_up_proj"], stage, accuracy_level=accuracy_level
+        )
+        self.down_proj = LinearGroup(groups[f"{prefix}.down_proj"], stage, accuracy_level=accuracy_level)
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
         """Return ``[B, S, H]``."""
@@ -129,17 +130,17 @@ class Layer(nn.Module):
         groups: dict[str, GroupLayout],
         stage: int,
         *,
-        number_format: NumberFormat,
+        accuracy_level: AccuracyLevel,
         core: type[GroupQueryAttention],
     ) -> None:
         super().__init__(f"layers.{layer}")
         h, eps = config.hidden_size, config.norm_eps
         four = config.norms_per_block == 4
         self.input_layernorm = Norm("input_layernorm", h, eps=eps)
-        self.self_attn = Attention(config, layer, groups, stage, number_format=number_format, core=core)
+        self.self_attn = Attention(config, layer, groups, stage, accuracy_level=accuracy_level, core=core)
         self.attn_post = Norm("post_attention_layernorm", h, eps=eps) if four else None
         self.mlp_pre = Norm("pre_feedforward_layernorm" if four else "post_attention_layernorm", h, eps=eps)
-        self.mlp = GatedMLP(config, layer, groups, stage, number_format=number_format)
+        self.mlp = GatedMLP(config, layer, groups, stage, accuracy_level=accuracy_level)
         self.mlp_post = Norm("post_feedforward_layernorm", h, eps=eps) if four else None
 
     def forward(
@@ -191,7 +192,7 @@ class Decoder(nn.Module):
         self.rotary = [RotaryCache(i, context, config.head_dim) for i in range(len(ropes))]
         self.rope_of_layer = [ropes.index(layer.rope) for layer in config.layers]
         self.blocks = [
-            Layer(config, i, groups, stage, number_format=formats.projections, core=core)
+            Layer(config, i, groups, stage, accuracy_level=formats.accuracy_level, core=core)
             for i in range(config.num_layers)
         ]
         self.norm = Norm("norm", config.hidden_size, eps=config.norm_eps)

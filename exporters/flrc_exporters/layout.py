@@ -1,7 +1,7 @@
 """Which matrices are stored as which tensors: rank chunks, stacked where they multiply the same input.
 
-Everything that multiplies the same input and is read by the same stages (dense matrices, first factors) is
-stacked into one product, because decoding pays for every small operator.
+Everything that multiplies the same input, is read by the same stages (dense matrices, first factors) and has the
+same number format is stacked into one product, because decoding pays for every small operator.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ class Part:
         return self.projection.shape[0] if self.chunk is None else self.chunk[1] - self.chunk[0]
 
     @property
+    def format(self) -> str:
+        """Name of its number format."""
+        return self.projection.format_of("weight" if self.chunk is None else f"chunks.{self.index}.V")
+
+    @property
     def short_name(self) -> str:
         """Name of the projection inside its layer half, such as ``q_proj``."""
         return self.projection.name.rpartition(".")[2]
@@ -34,10 +39,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Block:
-    """A stacked product that stages up to ``last_stage`` read; ``name`` is ``V``, ``V_1``, … or empty."""
+    """A stacked product that stages up to ``last_stage`` read; ``name`` is ``V``, ``V_1``, … or empty.
+
+    Its parts share one number format (``format``, a name such as ``int4/32``).
+    """
 
     name: str
     last_stage: int
+    format: str
     parts: tuple[Part, ...]
 
     @property
@@ -56,8 +65,8 @@ class GroupLayout:
 
     @property
     def dense(self) -> bool:
-        """Whether every projection of the group keeps its full matrix."""
-        return all(p.dense for p in self.projections)
+        """Whether the group is one matrix: every projection keeps its full one, in the same number format."""
+        return self.blocks[0].name == ""
 
     @property
     def in_features(self) -> int:
@@ -79,17 +88,19 @@ def group_layouts(config: DecoderConfig, plan: RankPlan) -> dict[str, GroupLayou
 
 
 def _layout(name: str, members: tuple[ProjectionPlan, ...], num_stages: int) -> GroupLayout:
-    by_stage: dict[int, list[Part]] = {}
+    stacks: dict[tuple[int, str], list[Part]] = {}  # by last stage that reads it, and number format
     for member in members:
         if member.dense:
-            by_stage.setdefault(num_stages - 1, []).append(Part(member))
+            part = Part(member)
+            stacks.setdefault((num_stages - 1, part.format), []).append(part)
         for index, (start, stop) in enumerate(member.chunks()):
             last = max(s for s, rank in enumerate(member.ranks) if rank is not None and rank >= stop)
-            by_stage.setdefault(last, []).append(Part(member, index, (start, stop)))
-    dense = all(member.dense for member in members)
+            part = Part(member, index, (start, stop))
+            stacks.setdefault((last, part.format), []).append(part)
+    whole = len(stacks) == 1 and all(member.dense for member in members)
     blocks = tuple(
-        Block("" if dense else _numbered("V", i), last, tuple(by_stage[last]))
-        for i, last in enumerate(sorted(by_stage, reverse=True))
+        Block("" if whole else _numbered("V", i), *key, tuple(stacks[key]))
+        for i, key in enumerate(sorted(stacks, key=lambda key: -key[0]))
     )
     return GroupLayout(name, members, blocks)
 

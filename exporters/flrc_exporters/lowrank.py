@@ -10,7 +10,7 @@ from onnxscript import nn
 from flrc_runtime.manifest import ProjectionPlan
 
 from .layout import GroupLayout, output_factor_name
-from .number_format import NumberFormat
+from .number_format import AccuracyLevel, NumberFormat
 
 MICROSOFT = "com.microsoft"
 
@@ -62,13 +62,18 @@ class StackedInput(nn.Module):
     """Every product of an input group that reads its input: dense projections and first factors ``V``."""
 
     def __init__(
-        self, layout: GroupLayout, stage: int, *, number_format: NumberFormat, bias: bool, packed: bool
+        self, layout: GroupLayout, stage: int, *, accuracy_level: AccuracyLevel, bias: bool, packed: bool
     ) -> None:
         super().__init__(layout.name.rpartition(".")[2])
         self.blocks = layout.blocks_at(stage)
         self.packed = packed
         self.products = [
-            Linear(block.name, (block.rows, layout.in_features), number_format=number_format, bias=bias)
+            Linear(
+                block.name,
+                (block.rows, layout.in_features),
+                number_format=NumberFormat.named(block.format, accuracy_level),
+                bias=bias,
+            )
             for block in self.blocks
         ]
 
@@ -87,23 +92,41 @@ class StackedInput(nn.Module):
         return pieces
 
 
-class ProjectionOutput(nn.Module):
-    """The second half of one projection: the sum of ``U_c z_c`` over its chunks, and its bias."""
+class PivotedFactor(Linear):
+    """Second factor of a pivoted chunk: ``cat(z, U z)`` put in order, ``shape`` is (out, rank) of the chunk."""
 
-    def __init__(self, plan: ProjectionPlan, stage: int, *, number_format: NumberFormat, bias: bool) -> None:
+    def __init__(self, name: str, shape: tuple[int, int], *, number_format: NumberFormat) -> None:
+        super().__init__(name, (shape[0] - shape[1], shape[1]), number_format=number_format)
+        self.order = nn.Parameter([shape[0]], ir.DataType.INT64)
+
+    def forward(self, op: Any, x: ir.Value) -> ir.Value:
+        """Multiply and order: ``[batch, sequence, rank] -> [batch, sequence, out]``."""
+        outputs = op.Concat(x, super().forward(op, x), axis=-1)
+        y: ir.Value = op.Gather(outputs, self.order, axis=-1)
+        return y
+
+
+class ProjectionOutput(nn.Module):
+    """The second half of one projection: the sum of what each chunk makes of its ``V_c x``, and its bias."""
+
+    def __init__(
+        self, plan: ProjectionPlan, stage: int, *, accuracy_level: AccuracyLevel, bias: bool
+    ) -> None:
         super().__init__(plan.name.rpartition(".")[2])
-        rank = plan.ranks[stage]
-        self.factors = [
-            Linear(
-                output_factor_name(i),
-                (plan.shape[0], stop - start),
-                number_format=number_format,
-                bias=bias and i == 0,
-            )
-            for i, (start, stop) in enumerate(plan.chunks())
-            if rank is not None and stop <= rank
+        m, rank = plan.shape[0], plan.ranks[stage]
+        sizes = [stop - start for start, stop in plan.chunks() if rank is not None and stop <= rank]
+        # A bias that no product can add is added last: to the dense outputs of a mixed group, and after a Gather.
+        apart = bias and (plan.dense or plan.storage == "pivoted")
+        formats = [
+            NumberFormat.named(plan.format_of(f"chunks.{i}.U"), accuracy_level) for i in range(len(sizes))
         ]
-        self.bias = nn.Parameter([plan.shape[0]]) if bias and plan.dense else None
+        self.factors: list[Linear | PivotedFactor] = [
+            PivotedFactor(output_factor_name(i), (m, size), number_format=formats[i])
+            if plan.storage == "pivoted"
+            else Linear(output_factor_name(i), (m, size), number_format=formats[i], bias=bias and i == 0)
+            for i, size in enumerate(sizes)
+        ]
+        self.bias = nn.Parameter([m]) if apart else None
 
     def forward(self, op: Any, pieces: list[ir.Value]) -> ir.Value:
         """Combine the chunks ``[batch, sequence, rank of chunk]`` to ``[batch, sequence, out]``."""
@@ -121,7 +144,7 @@ class LinearGroup(nn.Module):
     Args:
         layout: The group.
         stage: The stage.
-        number_format: Of every matrix of the group.
+        accuracy_level: 4 lets kernels round activations to int8.
         bias: Whether every projection has one.
         packed: Leave the outputs of an all-dense group in one tensor, one after the other.
     """
@@ -131,7 +154,7 @@ class LinearGroup(nn.Module):
         layout: GroupLayout,
         stage: int,
         *,
-        number_format: NumberFormat,
+        accuracy_level: AccuracyLevel,
         bias: bool = False,
         packed: bool = False,
     ) -> None:
@@ -140,10 +163,10 @@ class LinearGroup(nn.Module):
         self.packed = packed and dense
         self.names = [plan.name for plan in layout.projections]
         self.stack = StackedInput(
-            layout, stage, number_format=number_format, bias=bias and dense, packed=self.packed
+            layout, stage, accuracy_level=accuracy_level, bias=bias and dense, packed=self.packed
         )
         self.outputs = [
-            ProjectionOutput(plan, stage, number_format=number_format, bias=bias and not dense)
+            ProjectionOutput(plan, stage, accuracy_level=accuracy_level, bias=bias and not dense)
             for plan in layout.projections
         ]
 

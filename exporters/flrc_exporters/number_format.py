@@ -1,7 +1,7 @@
-"""Number formats of stored matrices: fp32, and symmetric int8 and int4 in blocks along the input dimension.
+"""Number formats of stored matrices: fp32, and symmetric integers of 2, 4 or 8 bits in blocks along the input.
 
 The integers are what com.microsoft ``MatMulNBits`` and ``GatherBlockQuantized`` read without zero points,
-``w ≈ (q - 2^(bits-1)) · s``, rounded to nearest. Error-compensated rounding happens before export, not here.
+``w ≈ (q - 2^(bits-1)) · s``. Rounded to nearest here; ``compress`` compensates the error (flrc_edge.quantization).
 """
 
 from __future__ import annotations
@@ -12,29 +12,60 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from flrc_runtime.errors import UsageError
+
 Dtype = Literal["fp32", "int8", "int4"]
+Bits = Literal[8, 4, 2]
+AccuracyLevel = Literal[0, 1, 4]
 Float = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 BLOCK = 32
+BLOCKS = (32, 64, 128)  # onnxruntime 1.32 has fast CPU kernels for all of them at 4 and 8 bits
 # Scales tried per block, relative to the one that maps the entry of largest magnitude to -8; the last maps it
 # to 7. ‖ŵ − w‖ / ‖w‖ on SmolLM2: 0.102 largest to 7, 0.087 to -8, 0.0795 with these six, 0.0786 with sixteen.
-_INT4_SCALES = (1.0, 0.95, 0.9, 0.85, 0.8, -8 / 7)
+SCALES: dict[int, tuple[float, ...]] = {
+    8: (1.0,),
+    4: (1.0, 0.95, 0.9, 0.85, 0.8, -8 / 7),
+    2: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, -2.0, -1.5, -1.0, -0.9, -0.8, -0.7, -0.6),
+}
 _SLAB = 1 << 20  # elements quantized at once, so that temporaries stay small
 
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """How a matrix ``[out, in]`` is stored; ``accuracy_level`` 4 lets kernels round activations to int8."""
+    """How a matrix ``[out, in]`` is stored.
 
-    bits: Literal[32, 8, 4]
-    accuracy_level: Literal[0, 1, 4] = 4
+    Args:
+        bits: 32 for float32, else the width of an integer.
+        block_size: Entries along the input dimension that share a scale.
+        accuracy_level: 4 lets kernels round activations to int8.
+    """
+
+    bits: Literal[32, 8, 4, 2]
+    block_size: int = BLOCK
+    accuracy_level: AccuracyLevel = 4
 
     @classmethod
-    def named(cls, dtype: Dtype, accuracy_level: Literal[0, 1, 4] = 4) -> NumberFormat:
-        """Return the format of a ``--dtype`` name."""
-        bits: dict[Dtype, Literal[32, 8, 4]] = {"fp32": 32, "int8": 8, "int4": 4}
-        return cls(bits[dtype], accuracy_level)
+    def named(cls, name: str, accuracy_level: AccuracyLevel = 4) -> NumberFormat:
+        """Return the format of a name such as ``fp32``, ``int8``, ``int4`` or ``int4/64``.
+
+        Raises:
+            UsageError: There is no such format.
+        """
+        bits: dict[str, Literal[32, 8, 4, 2]] = {"fp32": 32, "int8": 8, "int4": 4, "int2": 2}
+        kind, _, block = name.partition("/")
+        if kind not in bits or (block and (kind == "fp32" or block not in map(str, BLOCKS))):
+            raise UsageError(
+                f"{name!r} is not a number format",
+                hint="fp32, int8 or int4, or with a block, such as int4/64",
+            )
+        return cls(bits[kind], int(block) if block else BLOCK, accuracy_level)
+
+    @property
+    def name(self) -> str:
+        """Name in plans: ``fp32`` or, with its block, ``int4/32``."""
+        return f"int{self.bits}/{self.block_size}" if self.quantized else "fp32"
 
     @property
     def quantized(self) -> bool:
@@ -42,60 +73,68 @@ class NumberFormat:
         return self.bits < 32
 
     @property
-    def block_size(self) -> int:
-        """Entries along the input dimension that share a scale."""
-        return BLOCK
-
-    @property
     def block_bytes(self) -> int:
         """Bytes of the integers of one block."""
-        return BLOCK * self.bits // 8
+        return self.block_size * self.bits // 8
 
     @property
     def bytes_per_parameter(self) -> float:
         """Bytes a parameter takes, its share of the block's float32 scale included."""
-        return self.bits / 8 + (4 / BLOCK if self.quantized else 0)
+        return self.bits / 8 + (4 / self.block_size if self.quantized else 0)
 
     def packed_shape(self, out_features: int, in_features: int) -> tuple[int, int, int]:
         """Return ``(out, blocks, bytes of a block)``; the last block of a row is padded."""
-        return out_features, -(-in_features // BLOCK), self.block_bytes
+        return out_features, -(-in_features // self.block_size), self.block_bytes
+
+    def size(self, out_features: int, in_features: int) -> int:
+        """Return the bytes of a matrix, scales and padding included."""
+        if not self.quantized:
+            return 4 * out_features * in_features
+        rows, blocks, block_bytes = self.packed_shape(out_features, in_features)
+        return rows * blocks * (block_bytes + 4)
 
 
-def quantize(weight: Float, bits: Literal[8, 4]) -> tuple[Bytes, Float]:
+def quantize(weight: Float, bits: Bits, block: int = BLOCK) -> tuple[Bytes, Float]:
     """Round a matrix to nearest with the scale of least squared error per block.
 
     Args:
         weight: ``[out, in] float32``; ``in`` need not be a multiple of the block.
-        bits: 8 or 4.
+        bits: 8, 4 or 2.
+        block: Entries along the input dimension that share a scale.
 
     Returns:
-        Integers ``[out, blocks, block · bits / 8] uint8`` (int4: low nibble first), scales ``[out, blocks]``.
+        Integers ``[out, blocks, block · bits / 8] uint8`` (the earlier entry in the lower bits), scales
+        ``[out, blocks]``.
     """
     out_features, in_features = weight.shape
-    blocks = -(-in_features // BLOCK)
-    packed = np.empty((out_features, blocks, BLOCK * bits // 8), np.uint8)
+    blocks = -(-in_features // block)
+    packed = np.empty((out_features, blocks, block * bits // 8), np.uint8)
     scales = np.empty((out_features, blocks), np.float32)
-    step = max(1, _SLAB // (blocks * BLOCK))
+    step = max(1, _SLAB // (blocks * block))
     for start in range(0, out_features, step):
         rows = weight[start : start + step]
-        padded = np.zeros((len(rows), blocks * BLOCK), np.float32)
+        padded = np.zeros((len(rows), blocks * block), np.float32)
         padded[:, :in_features] = rows
-        q, s = _quantize_blocks(padded.reshape(len(rows), blocks, BLOCK), bits)
-        packed[start : start + step] = q if bits == 8 else q[..., 0::2] | q[..., 1::2] << 4
+        q, s = _quantize_blocks(padded.reshape(len(rows), blocks, block), bits)
+        packed[start : start + step] = pack(q, bits)
         scales[start : start + step] = s
     return packed, scales
 
 
-def _quantize_blocks(x: Float, bits: int) -> tuple[Bytes, Float]:
+def reach(bits: int) -> int:
+    """Return the integer that the entry of largest magnitude is mapped to, negated, before scales are tried."""
+    return 127 if bits == 8 else 1 << (bits - 1)  # int8 has no need of the one more negative value
+
+
+def _quantize_blocks(x: Float, bits: Bits) -> tuple[Bytes, Float]:
     half = 1 << (bits - 1)
-    reach = half if bits == 4 else half - 1  # int8 has no need of the one more negative value
     peak = np.take_along_axis(x, np.abs(x).argmax(-1, keepdims=True), -1)[..., 0]
-    base = np.where(peak == 0, 1, peak / -reach).astype(np.float32)
+    base = np.where(peak == 0, 1, peak / -reach(bits)).astype(np.float32)
     best_q = best_s = best_error = None
-    for factor in _INT4_SCALES if bits == 4 else (1.0,):
+    for factor in SCALES[bits]:
         s = base * np.float32(factor)
         q = np.clip(np.rint(x / s[..., None]), -half, half - 1)
-        if bits == 8:
+        if len(SCALES[bits]) == 1:
             best_q, best_s = q, s
             break
         error = np.square(q * s[..., None] - x).sum(-1)
@@ -110,15 +149,28 @@ def _quantize_blocks(x: Float, bits: int) -> tuple[Bytes, Float]:
     return (best_q + half).astype(np.uint8), best_s.astype(np.float32)
 
 
-def dequantize(packed: Bytes, scales: Float, in_features: int) -> Float:
-    """Return the matrix ``[out, in] float32`` that the integers stand for."""
-    out_features, blocks, size = packed.shape
-    if size == BLOCK:
-        values = packed.astype(np.float32) - 128
-    else:
-        values = np.empty((out_features, blocks, BLOCK), np.float32)
-        values[..., 0::2] = packed & 15
-        values[..., 1::2] = packed >> 4
-        values -= 8
+def pack(values: Bytes, bits: Bits) -> Bytes:
+    """Pack unsigned integers ``[..., k]`` into ``[..., k · bits / 8]`` bytes, the earlier one in the lower bits."""
+    per_byte = 8 // bits
+    packed = values[..., 0::per_byte].copy()
+    for i in range(1, per_byte):
+        packed |= values[..., i::per_byte] << (bits * i)
+    return packed
+
+
+def unpack(packed: Bytes, bits: Bits) -> Bytes:
+    """Undo :func:`pack`."""
+    per_byte = 8 // bits
+    values = np.empty((*packed.shape[:-1], packed.shape[-1] * per_byte), np.uint8)
+    for i in range(per_byte):
+        values[..., i::per_byte] = packed >> (bits * i) & (1 << bits) - 1
+    return values
+
+
+def dequantize(packed: Bytes, scales: Float, in_features: int, *, block: int = BLOCK) -> Float:
+    """Return the matrix ``[out, in] float32`` that the integers stand for; ``block`` says how wide they are."""
+    bits: Bits = {block: 8, block // 2: 4, block // 4: 2}[packed.shape[-1]]  # type: ignore[assignment]
+    values = unpack(packed, bits).astype(np.float32)
+    values -= 1 << (bits - 1)
     values *= scales[..., None]
-    return values.reshape(out_features, blocks * BLOCK)[:, :in_features]
+    return values.reshape(len(packed), -1)[:, :in_features]

@@ -13,9 +13,9 @@ from flrc_runtime.errors import NumericalError, VerificationError
 from .architectures import DecoderConfig
 from .number_format import Bytes, Float, dequantize
 from .source import CheckpointTensors
-from .weights import Matrix, Recipe, Stored, Vector, slabs, vector_values
+from .weights import Matrix, Order, Recipe, Stored, Vector, quantized_slabs, slabs, vector_values
 
-# Largest ‖ŵ − w‖ / ‖w‖ of a matrix rounded to nearest in blocks of 32. Gaussian weights give 0.007 and 0.08;
+# Largest ‖ŵ − w‖ / ‖w‖ of a matrix rounded to nearest. Gaussian weights give 0.007 and 0.08;
 # a zeroed, permuted or wrongly scaled matrix gives 0.5 and more.
 TOLERANCE = {32: 0.0, 8: 0.03, 4: 0.25}
 PROBE_TOKENS = 8
@@ -38,6 +38,9 @@ def check_values(
             stored = table[recipe.name].read(path)
             if not np.array_equal(stored, vector_values(source, recipe)):
                 raise _differs(recipe.name, 1.0)
+        elif isinstance(recipe, Order):
+            if not np.array_equal(table[recipe.name].read(path), source.permutation(recipe.tensor)):
+                raise _differs(recipe.name, 1.0)
         else:
             errors[recipe.name] = _matrix_error(path, table, recipe, source)
     return errors
@@ -46,6 +49,12 @@ def check_values(
 def _matrix_error(
     path: Path, table: Mapping[str, Stored], matrix: Matrix, source: CheckpointTensors
 ) -> float:
+    if source.holds_integers(matrix.pieces[0].tensor):
+        for start, integers, scales in quantized_slabs(source, matrix):
+            stored = _read_integers(path, table, matrix, start, start + len(scales))
+            if not (np.array_equal(stored[0], integers) and np.array_equal(stored[1], scales)):
+                raise _differs(matrix.name, 1.0)
+        return 0.0
     difference = norm = written_norm = product = 0.0
     for start, wanted in slabs(source, matrix):
         written = _read_rows(path, table, matrix, start, start + len(wanted))
@@ -68,11 +77,18 @@ def _read_rows(path: Path, table: Mapping[str, Stored], matrix: Matrix, start: i
         weight = table[f"{matrix.name}.weight"].read(path)
         rows = weight[:, start:stop].T if matrix.transposed else weight[start:stop]
         return np.asarray(rows, np.float32)
+    packed, scales = _read_integers(path, table, matrix, start, stop)
+    return dequantize(packed, scales, matrix.shape[1], block=matrix.format.block_size)
+
+
+def _read_integers(
+    path: Path, table: Mapping[str, Stored], matrix: Matrix, start: int, stop: int
+) -> tuple[Bytes, Float]:
     name = f"{matrix.name}.{'qrows' if matrix.is_embedding else 'qweight'}"
     out, blocks, size = matrix.format.packed_shape(*matrix.shape)
     packed: Bytes = table[name].read(path).reshape(out, blocks, size)[start:stop]  # type: ignore[assignment]
     scales: Float = table[f"{matrix.name}.scales"].read(path)[start:stop]  # type: ignore[assignment]
-    return dequantize(packed, scales, matrix.shape[1])
+    return packed, scales
 
 
 def _differs(name: str, error: float) -> VerificationError:

@@ -14,7 +14,7 @@ from .layout import GroupLayout
 from .weights import FILE_NAME, Stored
 
 OPSET, IR_VERSION = 21, 10
-_TYPES = {"float32": ir.DataType.FLOAT, "uint8": ir.DataType.UINT8}
+_TYPES = {"float32": ir.DataType.FLOAT, "uint8": ir.DataType.UINT8, "int64": ir.DataType.INT64}
 
 
 def stage_file(stage: int) -> str:
@@ -51,7 +51,7 @@ def build_stage(
         for i in range(config.num_layers)
     ]
     decoder = Decoder(config, groups, stage=stage, formats=formats, context=context)
-    head: nn.Module = make_head(config, formats.head)
+    head: nn.Module = make_head(config, formats.embedding)
     hidden, present = decoder(builder.op, ids, mask, caches)
     logits = head(builder.op, hidden)
     _output(builder, logits, "logits", ["batch_size", "sequence_length", config.vocab_size])

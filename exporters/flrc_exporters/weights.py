@@ -18,7 +18,7 @@ from .architectures import DecoderConfig
 from .attention import rope_kinds
 from .decoder import Formats
 from .layout import GroupLayout, Part, output_factor_name
-from .number_format import Float, NumberFormat, quantize
+from .number_format import AccuracyLevel, Bytes, Float, NumberFormat, quantize
 from .source import CheckpointTensors
 
 FILE_NAME = "weights.bin"
@@ -31,7 +31,7 @@ class Stored:
     """A tensor in ``weights.bin``; ``offset`` and ``length`` in bytes."""
 
     name: str
-    dtype: Literal["float32", "uint8"]
+    dtype: Literal["float32", "uint8", "int64"]
     shape: tuple[int, ...]
     offset: int
 
@@ -47,12 +47,11 @@ class Stored:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a source tensor: some of its rows, or some of its columns."""
+    """Some rows of a source tensor."""
 
     tensor: str
     start: int
     stop: int
-    columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,16 @@ class Vector:
     offset: float = 0.0
 
 
-Recipe = Matrix | Vector
+@dataclass(frozen=True)
+class Order:
+    """Where the outputs of a pivoted chunk come from: ``size`` indices."""
+
+    name: str
+    tensor: str
+    size: int
+
+
+Recipe = Matrix | Vector | Order
 
 
 def recipes(config: DecoderConfig, groups: dict[str, GroupLayout], formats: Formats) -> list[Recipe]:
@@ -108,32 +116,39 @@ def recipes(config: DecoderConfig, groups: dict[str, GroupLayout], formats: Form
         ]
         for name, group in groups.items():
             if name.startswith(f"{layer}."):
-                result += _group_recipes(name, group, shapes, formats.projections)
+                result += _group_recipes(name, group, shapes, formats.accuracy_level)
     result.append(Vector("model.norm.weight", ("model.norm.weight",), hidden, config.norm_offset))
     if not config.tied_embedding:
         head = (Piece("lm_head.weight", 0, vocab),)
-        result.append(Matrix("lm_head", head, (vocab, hidden), formats.head))
+        result.append(Matrix("lm_head", head, (vocab, hidden), formats.embedding))
     return result
 
 
 def _group_recipes(
-    name: str, group: GroupLayout, shapes: dict[str, tuple[int, ...]], number_format: NumberFormat
+    name: str, group: GroupLayout, shapes: dict[str, tuple[int, ...]], accuracy_level: AccuracyLevel
 ) -> list[Recipe]:
     result: list[Recipe] = []
     for block in group.blocks:
         full_name = f"{name}.{block.name}" if block.name else name
         pieces = tuple(_piece(part) for part in block.parts)
+        number_format = NumberFormat.named(block.format, accuracy_level)
         result.append(Matrix(full_name, pieces, (block.rows, group.in_features), number_format))
     biases = [f"{p.name}.bias" for p in group.projections if f"{p.name}.bias" in shapes]
     for plan in group.projections:
         m = plan.shape[0]
         for index, (start, stop) in enumerate(plan.chunks()):
             factor = f"{plan.name}.{output_factor_name(index)}"
-            pieces = (Piece(f"{plan.name}.U", start, stop, columns=True),)
-            result.append(Matrix(factor, pieces, (m, stop - start), number_format))
+            source = f"{plan.name}.chunks.{index}"
+            rows = m - (stop - start) if plan.storage == "pivoted" else m
+            pieces = (Piece(f"{source}.U", 0, rows),)
+            number_format = NumberFormat.named(plan.format_of(f"chunks.{index}.U"), accuracy_level)
+            result.append(Matrix(factor, pieces, (rows, stop - start), number_format))
+            if plan.storage == "pivoted":
+                result.append(Order(f"{factor}.order", f"{source}.order", m))
         bias = f"{plan.name}.bias"
         if bias in biases and not group.dense:
-            result.append(Vector(bias if plan.dense else f"{plan.name}.U.bias", (bias,), m))
+            apart = plan.dense or plan.storage == "pivoted"
+            result.append(Vector(bias if apart else f"{plan.name}.U.bias", (bias,), m))
     if biases and group.dense:
         result.append(Vector(f"{name}.bias", tuple(biases), sum(p.shape[0] for p in group.projections)))
     return result
@@ -141,22 +156,14 @@ def _group_recipes(
 
 def _piece(part: Part) -> Piece:
     name = part.projection.name
-    if part.chunk is None:
-        return Piece(f"{name}.weight", 0, part.rows)
-    return Piece(f"{name}.V", *part.chunk)
+    tensor = f"{name}.weight" if part.chunk is None else f"{name}.chunks.{part.index}.V"
+    return Piece(tensor, 0, part.rows)
 
 
 def read_piece(source: CheckpointTensors, piece: Piece, rows: slice = slice(None)) -> Float:
     """Read ``rows`` of a piece, counted from its own start, as ``[rows, in] float32``."""
-    if piece.columns:
-        return source.read(piece.tensor, rows, slice(piece.start, piece.stop))
     start, stop, _ = rows.indices(piece.stop - piece.start)
     return source.read(piece.tensor, slice(piece.start + start, piece.start + stop))
-
-
-def piece_rows(matrix: Matrix, piece: Piece) -> int:
-    """Return the rows a piece takes in its matrix."""
-    return matrix.shape[0] if piece.columns else piece.stop - piece.start
 
 
 class WeightFile:
@@ -167,7 +174,7 @@ class WeightFile:
         self.table: dict[str, Stored] = {}
         self._end = 0
 
-    def reserve(self, name: str, dtype: Literal["float32", "uint8"], shape: Sequence[int]) -> Stored:
+    def reserve(self, name: str, dtype: Literal["float32", "uint8", "int64"], shape: Sequence[int]) -> Stored:
         """Give a tensor its place."""
         stored = Stored(name, dtype, tuple(shape), 0)
         step = PAGE if stored.length >= 1 << 16 else LINE
@@ -195,6 +202,9 @@ class WeightFile:
             for i, recipe in enumerate(wanted):
                 if isinstance(recipe, Vector):
                     self._write_vector(file, source, recipe)
+                elif isinstance(recipe, Order):
+                    stored = self.reserve(recipe.name, "int64", (recipe.size,))
+                    _put(file, stored.offset, source.permutation(recipe.tensor))
                 elif recipe.format.quantized:
                     self._write_quantized(file, source, recipe)
                 else:
@@ -231,8 +241,6 @@ class WeightFile:
                 _put(file, stored.offset + start * width * 4, rows)
 
     def _write_quantized(self, file: IO[bytes], source: CheckpointTensors, recipe: Matrix) -> None:
-        bits = recipe.format.bits
-        assert bits != 32
         packed = recipe.format.packed_shape(*recipe.shape)
         rows_shape = (packed[0], packed[1] * packed[2])
         q = self.reserve(f"{recipe.name}.{'qrows' if recipe.is_embedding else 'qweight'}", "uint8", packed)
@@ -242,8 +250,7 @@ class WeightFile:
         for alias in recipe.aliases:
             self.alias(f"{alias}.qweight", q)
             self.alias(f"{alias}.scales", s)
-        for start, rows in slabs(source, recipe):
-            values, scales = quantize(rows, bits)
+        for start, values, scales in quantized_slabs(source, recipe):
             _put(file, q.offset + start * rows_shape[1], values)
             _put(file, s.offset + start * packed[1] * 4, scales)
 
@@ -256,12 +263,28 @@ def vector_values(source: CheckpointTensors, recipe: Vector) -> Float:
 
 def slabs(source: CheckpointTensors, recipe: Matrix) -> Iterable[tuple[int, Float]]:
     """Yield ``(first row, rows)`` of a matrix, a few million elements at a time."""
+    for first, piece, rows in _slices(recipe):
+        yield first, read_piece(source, piece, rows)
+
+
+def quantized_slabs(source: CheckpointTensors, recipe: Matrix) -> Iterable[tuple[int, Bytes, Float]]:
+    """Yield ``(first row, packed integers, scales)``: those of the checkpoint, or its floats rounded to nearest."""
+    bits = recipe.format.bits
+    assert bits != 32
+    for first, piece, rows in _slices(recipe):
+        if source.holds_integers(piece.tensor):
+            yield first, *source.read_integers(piece.tensor, rows)
+        else:
+            yield first, *quantize(read_piece(source, piece, rows), bits, recipe.format.block_size)
+
+
+def _slices(recipe: Matrix) -> Iterable[tuple[int, Piece, slice]]:
     step = max(1, _SLAB // recipe.shape[1])
     first = 0
     for piece in recipe.pieces:
-        rows = piece_rows(recipe, piece)
+        rows = piece.stop - piece.start
         for start in range(0, rows, step):
-            yield first + start, read_piece(source, piece, slice(start, min(rows, start + step)))
+            yield first + start, piece, slice(start, min(rows, start + step))
         first += rows
 
 

@@ -17,11 +17,14 @@ COMMANDS = {
     "demo": "The whole way on a built-in model: compress, export, and stream an answer.",
     "pull": "Download a built-in model.",
     "compress": "Compress a model into a checkpoint of nested low-rank factors.",
+    "heal": "Train a checkpoint's factors for a while to answer as the dense model does.",
     "export": "Export a checkpoint into a bundle: one ONNX graph per stage, one weight file.",
     "generate": "Stream an answer from a bundle.",
     "bench": "Measure prompt and decode speed of every stage of a bundle.",
-    "compare": "Compare allocators, or number formats, by perplexity.",
+    "eval": "Measure perplexity, divergence from the dense model, and summaries.",
+    "compare": "Compare recipes (baselines, scores, factors), or number formats, by perplexity.",
     "inspect": "Show what a checkpoint or bundle holds.",
+    "report": "Draw the rank map of a checkpoint or bundle into one HTML page.",
     "verify": "Compare every file of a checkpoint or bundle with its checksum.",
 }
 

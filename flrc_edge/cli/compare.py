@@ -11,24 +11,40 @@ import click
 
 from flrc_edge.cli.progress_bar import from_context
 from flrc_edge.cli.settings import calibration_options, parse_keeps
+from flrc_edge.errors import UsageError
+from flrc_edge.recipes import RECIPES
+
+HELD_OUT = ("wikitext2-heldout", "austen-heldout")
 
 
 @click.command()
 @click.argument("model")
 @click.option("--keep", default=".9,.8,.6", show_default=True, metavar="K,K,…", help="Each measured alone.")
 @click.option(
-    "--allocator",
-    "allocators",
-    type=click.Choice(["uniform", "fisher", "spectrum"]),
+    "--recipe",
+    "names",
+    type=click.Choice([recipe.name for recipe in RECIPES]),
     multiple=True,
-    help="Which to compare (repeatable); all by default.",
+    help="Which to compare (repeatable); all by default. ASVD's rank search takes far longer than all others.",
 )
 @click.option(
-    "--text", default="wikitext2-heldout", show_default=True, help="What perplexity is measured on."
+    "--storage",
+    type=click.Choice(["plain", "pivoted", "both"]),
+    default="plain",
+    show_default=True,
+    help="How the recipes' factors are stored.",
 )
 @click.option(
-    "--windows", default=20, show_default=True, help="Evaluation windows from the text's beginning."
+    "--text",
+    "measured",
+    multiple=True,
+    default=HELD_OUT,
+    show_default=True,
+    help="What perplexity is measured on (repeatable).",
 )
+@click.option("--windows", default=20, show_default=True, help="Windows from the beginning of each text.")
+@click.option("--asvd-samples", default=4, show_default=True, help="Calibration windows of ASVD's search.")
+@click.option("--asvd-window", default=512, show_default=True, help="Tokens of each.")
 @click.option("--formats", is_flag=True, help="Compare number formats of the dense model instead.")
 @click.option(
     "--save", type=click.Path(path_type=Path), help="Put the result into this JSON file and its .md page."
@@ -38,54 +54,67 @@ from flrc_edge.cli.settings import calibration_options, parse_keeps
 def command(
     model: str,
     keep: str,
-    allocators: tuple[Any, ...],
-    text: str,
+    names: tuple[str, ...],
+    storage: str,
+    measured: tuple[str, ...],
     windows: int,
+    asvd_samples: int,
+    asvd_window: int,
     formats: bool,
     save: Path | None,
     texts: tuple[str, ...],
     no_cache: bool,
     as_json: bool,
-    factorization: Any,
     **settings: Any,
 ) -> None:
-    """Compare allocators (or, with --formats, number formats) on MODEL by perplexity.
+    """Compare recipes (or, with --formats, number formats) on MODEL by perplexity.
 
-    Every allocator gets the same parameters, calibration and factors. The named --factorization is measured, and
-    the one-sided one (SVD-LLM) beside it.
-    """
+    A recipe is a way to fit factors and to choose ranks: published baselines, Fisher scores (FLRA), and spectra.
+    All get the same stored parameters and calibration.
+
+    \b
+    flrc-edge compare smollm2-135m --keep .8 --recipe svd-llm --recipe flra-gw2 --recipe spectrum-two-sided
+    """  # noqa: D301 (click reads the backspace character)
     from flrc_edge.allocation import check_keep
     from flrc_edge.models import open_model, resolve_model
 
     keeps = parse_keeps(keep)
     for k in keeps:
         check_keep((k,))
+    if formats and len(measured) > 1 and measured != HELD_OUT:
+        raise UsageError("--formats takes one --text")
     resolve_model(model)
 
     from flrc_edge import report
+    from flrc_edge.baselines.rank_search import Search
     from flrc_edge.compare import compare
     from flrc_edge.compression import DEFAULT_TEXTS, Settings
     from flrc_edge.formats import compare_formats
     from flrc_edge.texts import WeightedText
 
     with from_context() as progress:
-        loaded = open_model(model)
         result: Any
         if formats:
             section, render = "formats", report.formats_table
-            result = compare_formats(loaded, text=text, progress=progress)
+            loaded = open_model(model)
+            result = compare_formats(loaded, text=measured[0], progress=progress)
         else:
-            section, render = "allocators", report.allocators_table
+            section, render = "recipes", report.recipes_table
             sources = tuple(WeightedText.parse(t) for t in texts) or DEFAULT_TEXTS
             chosen = Settings(texts=sources, reuse_statistics=not no_cache, **settings)
+            search = Search(samples=asvd_samples, window=asvd_window)
+            wanted = [r for r in RECIPES if not names or r.name in names]
+            plain = wanted if storage != "pivoted" else []
+            pivoted = [r.stored("pivoted") for r in wanted if storage != "plain"]
+            loaded = open_model(model)
             result = compare(
                 loaded,
                 chosen,
                 keeps=keeps,
-                text=text,
+                texts=measured,
                 windows=windows,
-                allocators=allocators or ("uniform", "fisher", "spectrum"),
-                methods=tuple(dict.fromkeys((factorization, "one-sided"))),
+                recipes=[*plain, *pivoted],
+                search=search,
                 progress=progress,
             )
     value = asdict(result)

@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from flrc_edge.cli.progress_bar import from_context
-from flrc_edge.cli.settings import calibration_options, parse_integers, parse_keeps, parse_size
+from flrc_edge.cli.settings import (
+    calibration_options,
+    factor_options,
+    parse_integers,
+    parse_keeps,
+    parse_size,
+)
+from flrc_edge.cli.stage_text import schedule_text
 from flrc_edge.errors import UsageError
 
 
@@ -30,8 +37,8 @@ from flrc_edge.errors import UsageError
 )
 @click.option(
     "--allocator",
-    type=click.Choice(["spectrum", "fisher", "uniform"]),
-    default="spectrum",
+    type=click.Choice(["measured", "search", "spectrum", "fisher", "uniform"]),
+    default="measured",
     show_default=True,
     help="How ranks are shared out.",
 )
@@ -46,6 +53,7 @@ from flrc_edge.errors import UsageError
     "--boundaries", metavar="N,N,…", help="Token counts at which decoding moves on; measured by default."
 )
 @calibration_options
+@factor_options
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -118,7 +126,8 @@ def command(
         f"{output}: {size / 1e6:.0f} MB; kept {kept}; {dense} of {len(plan.projections)} projections dense"
     )
     if plan.num_stages > 1:
-        click.echo(f"moves on after {', '.join(map(str, result.schedule.boundaries))} tokens")
+        context = result.model.context_length
+        click.echo(schedule_text(result.schedule, stages=plan.num_stages, context=context))
     click.echo("  ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.seconds.items()))
     click.echo(f"Next: flrc-edge export {output} -o {output}.onnx")
 

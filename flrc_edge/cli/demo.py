@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from flrc_runtime import Token
 
 
+SHOWN_EACH = 32  # answer tokens a stage computes
+
+
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("flrc-demo"), show_default=True)
 @click.option(
@@ -68,7 +71,9 @@ def command(
     from flrc_edge.pull import is_pulled, pull
     from flrc_edge.report import save as save_figures
 
-    settings = Settings(keep=keeps, tokens=tokens)
+    # Set by hand so that the answer shows every stage; compress measures whether and when moving on pays.
+    shown = tuple(SHOWN_EACH * i for i in range(1, len(keeps)))
+    settings = Settings(keep=keeps, tokens=tokens, boundaries=shown)
     if model in BUILTIN and not is_pulled(model):
         pull(model)
     loaded = open_model(model)

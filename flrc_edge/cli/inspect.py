@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from flrc_edge.cli.stage_text import schedule_text
 from flrc_runtime import manifest
 from flrc_runtime.manifest import Manifest
 
@@ -27,10 +28,8 @@ def command(folder: Path, ranks: bool, as_json: bool) -> None:
     if ranks:
         for p in content.plan.projections:
             shown = "dense" if p.dense else " > ".join(str(r) for r in p.ranks)
-            m, n = p.shape
-            click.echo(
-                f"  {p.name:<44} {m:>5} x {n:<5}  {shown}  (break-even {manifest.break_even(p.shape)})"
-            )
+            (m, n), most = p.shape, manifest.break_even(p.shape, storage=p.storage)
+            click.echo(f"  {p.name:<44} {m:>5} x {n:<5}  {shown}  (break-even {most})")
 
 
 def _summary(content: Manifest) -> list[str]:
@@ -45,11 +44,12 @@ def _summary(content: Manifest) -> list[str]:
     if content.calibration is not None:
         texts = ", ".join(f"{t.name} ({t.tokens} tokens)" for t in content.calibration.texts)
         lines.append(f"calibrated on {texts}, seed {content.calibration.seed}")
-    starts = [0, *schedule.boundaries]
+    if plan.num_stages > 1:
+        lines.append(schedule_text(schedule, stages=plan.num_stages, context=model.context_length))
     for s in range(plan.num_stages):
-        line = (
-            f"  stage {s}: keep {plan.kept(s):.3f} ({plan.activated(s) / 1e6:.1f} M), from token {starts[s]}"
-        )
+        first = schedule.first_token(s, model.context_length)
+        when = "never used by the schedule" if first is None else f"from token {first}"
+        line = f"  stage {s}: keep {plan.kept(s):.3f} ({plan.activated(s) / 1e6:.1f} M), {when}"
         if content.stages:
             line += f", {content.stages[s].graph}, reads {content.stages[s].bytes / 1e6:.1f} MB a token"
         if schedule.divergence:

@@ -18,6 +18,7 @@ LABELS = {
     "answers": "Answering with the dense model",
     "schedule": "Measuring the stages",
     "perplexity": "Perplexity",
+    "heal": "Healing",
 }
 
 

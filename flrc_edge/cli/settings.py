@@ -64,6 +64,17 @@ def calibration_options(function: F) -> F:
         click.option("--tokens", default=32768, show_default=True, help="Calibration tokens."),
         click.option("--window", default=1024, show_default=True, help="Tokens of a calibration window."),
         click.option("--seed", default=0, show_default=True, help="Chooses the calibration windows."),
+        click.option("--rank-step", default=32, show_default=True, help="Ranks are multiples of it."),
+        click.option("--no-cache", is_flag=True, help="Measure statistics again, and do not keep them."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def factor_options(function: F) -> F:
+    """Add the options that say how to fit and store the factors."""
+    options = [
         click.option(
             "--factorization",
             type=click.Choice(["two-sided", "one-sided"]),
@@ -71,8 +82,23 @@ def calibration_options(function: F) -> F:
             show_default=True,
             help="Gradient-aware, or activation-aware (SVD-LLM).",
         ),
-        click.option("--rank-step", default=32, show_default=True, help="Ranks are multiples of it."),
-        click.option("--no-cache", is_flag=True, help="Measure statistics again, and do not keep them."),
+        click.option(
+            "--storage",
+            type=click.Choice(["pivoted", "plain"]),
+            default="plain",
+            show_default=True,
+            help="Pivoted factors hold r² fewer parameters at the same rank and cost two small operators more.",
+        ),
+        click.option(
+            "--labels",
+            type=click.Choice(["sampled", "text"]),
+            default="sampled",
+            show_default=True,
+            help="What gradients predict: tokens sampled from the model (true Fisher) or the text's own.",
+        ),
+        click.option(
+            "--correct", is_flag=True, help="Fit factors on the inputs that the compressed layers produce."
+        ),
     ]
     for option in reversed(options):
         function = option(function)

@@ -1,1 +1,1 @@
-"""How good a model still is."""
+"""How good a model still is: perplexity, divergence from the dense model, summaries (docs/evaluation.md)."""

@@ -11,17 +11,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import FormatError, VerificationError
 from .files import read_json, resolve_inside, sha256_of, write_json
 from .typed_json import build
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "flrc.json"
 MAX_STAGES = 64
 
 Kind = Literal["checkpoint", "bundle"]
+Storage = Literal["plain", "pivoted"]
+# How a matrix is stored: float32, or integers of so many bits with one scale a block of so many inputs.
+FORMATS = ("fp32", *(f"int{bits}/{block}" for bits in (8, 4, 2) for block in (32, 64, 128)))
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,27 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ProjectionPlan:
-    """One projection: its shape ``(out, in)`` and its rank at every stage (None at every stage: kept dense)."""
+    """How one projection is stored.
+
+    Args:
+        name: Of the projection.
+        shape: ``(m, n)``: out and in features.
+        ranks: Rank at every stage, not growing; None at every stage: kept dense.
+        storage: ``plain``: every chunk as ``U: [m, r]`` and ``V: [r, n]``; ``pivoted``: ``V`` holds r rows of the
+            chunk's product itself and ``U: [m - r, r]`` the other rows as combinations of them (PIFA).
+        formats: Number format of every stored matrix: of the dense one, or of V and U of every chunk in turn. Empty:
+            floats of the folder's dtype.
+    """
 
     name: str
     shape: tuple[int, int]
     ranks: tuple[int | None, ...]
+    storage: Storage = "plain"
+    formats: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         m, n = self.shape
+        _require(self.storage in get_args(Storage), f"{self.name}: storage {self.storage!r} is unknown")
         _require(_is_count(m, 1) and _is_count(n, 1), f"{self.name}: shape must be two positive integers")
         factored = [r for r in self.ranks if r is not None]
         _require(len(factored) in (0, len(self.ranks)), f"{self.name}: dense at some stages but not at all")
@@ -69,6 +85,12 @@ class ProjectionPlan:
             f"{self.name}: ranks must lie between 1 and {min(m, n)}",
         )
         _require(factored == sorted(factored, reverse=True), f"{self.name}: ranks must not grow over stages")
+        if self.formats:
+            _require(set(self.formats) <= set(FORMATS), f"{self.name}: a format of {self.formats} is unknown")
+            matrices = len(self.matrices()) if self.ranks else 0
+            _require(
+                len(self.formats) == matrices, f"{self.name}: {matrices} matrices need as many number formats"
+            )
 
     @property
     def dense(self) -> bool:
@@ -76,15 +98,33 @@ class ProjectionPlan:
         return self.ranks[0] is None
 
     def parameters(self, stage: int) -> int:
-        """Return the parameters activated at ``stage``: ``r (m + n)``, or ``m n`` if dense."""
-        m, n = self.shape
+        """Return the parameters activated at ``stage``: those of the chunks it reads, or ``m n`` if dense."""
         rank = self.ranks[stage]
-        return m * n if rank is None else rank * (m + n)
+        if rank is None:
+            return self.shape[0] * self.shape[1]
+        read = (stop - start for start, stop in self.chunks() if stop <= rank)
+        return sum(factor_parameters(self.shape, r, storage=self.storage) for r in read)
 
     def chunks(self) -> tuple[tuple[int, int], ...]:
         """Return the blocks ``[start, stop)`` of ranks that stages share, the one every stage reads first."""
         bounds = [0, *sorted({r for r in self.ranks if r is not None})]
         return tuple(pairwise(bounds))
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Return the shape of every stored matrix by name: ``weight``, or ``chunks.0.V``, ``chunks.0.U`` and so on."""
+        m, n = self.shape
+        if self.dense:
+            return {"weight": self.shape}
+        result = {}
+        for i, (start, stop) in enumerate(self.chunks()):
+            rank = stop - start
+            result[f"chunks.{i}.V"] = (rank, n)
+            result[f"chunks.{i}.U"] = (m - rank if self.storage == "pivoted" else m, rank)
+        return result
+
+    def format_of(self, matrix: str) -> str:
+        """Return the number format of a matrix of :meth:`matrices`; empty if it is stored in floats."""
+        return self.formats[list(self.matrices()).index(matrix)] if self.formats else ""
 
 
 @dataclass(frozen=True)
@@ -96,12 +136,16 @@ class RankPlan:
         keep: The asked share of projection parameters of each stage, not growing.
         projections: In the order of the model.
         scores: What the rule measured per projection (for instance its Fisher score), or empty.
+        embedding: Number format of the embedding and of the head; empty: floats of the folder's dtype.
+        candidates: Mean KL (nats) to the original of every plan that a search compared, by the name of its rule.
     """
 
     allocator: str
     keep: tuple[float, ...]
     projections: tuple[ProjectionPlan, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
+    embedding: str = ""
+    candidates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(1 <= len(self.keep) <= MAX_STAGES, f"plan.keep must name 1 to {MAX_STAGES} stages")
@@ -114,7 +158,12 @@ class RankPlan:
         _require(len(self.projections) > 0, "plan.projections is empty")
         names = [p.name for p in self.projections]
         _require(len(set(names)) == len(names), "a projection is listed twice")
-        for name, value in self.scores.items():
+        _require(self.embedding in ("", *FORMATS), f"plan.embedding {self.embedding!r} is unknown")
+        _require(
+            len({bool(p.formats) for p in self.projections} | {bool(self.embedding)}) == 1,
+            "some number formats are given and others not",
+        )
+        for name, value in (*self.scores.items(), *self.candidates.items()):
             _require(
                 isinstance(value, int | float) and math.isfinite(value), f"score of {name} is not finite"
             )
@@ -151,12 +200,16 @@ class Schedule:
         horizon: Answer length in tokens the schedule was chosen for.
         divergence: Mean KL(dense || stage) in nats per measured position block, one row a stage; may be empty.
         block: Tokens a measured position block holds.
+        validation: What falling ranks gain over one constant stage of the same mean share, measured on answers the
+            boundaries were not chosen on: mean KL (nats) as ``schedule_kl``, ``constant_kl``, ``reversed_kl``, the
+            mean activated ``share``, ``gain`` and ``gain_error``, ``answers`` and ``tokens``; or empty.
     """
 
     boundaries: tuple[int, ...]
     horizon: int = 0
     divergence: tuple[tuple[float, ...], ...] = ()
     block: int = 0
+    validation: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(
@@ -167,6 +220,15 @@ class Schedule:
             all(math.isfinite(v) for row in self.divergence for v in row),
             "schedule.divergence holds a number that is not finite",
         )
+        _require(
+            all(math.isfinite(v) for v in self.validation.values()),
+            "schedule.validation holds a number that is not finite",
+        )
+
+    def first_token(self, stage: int, context: int) -> int | None:
+        """Return the first answer token that ``stage`` may compute, or None if no answer reaches it."""
+        starts = (0, *self.boundaries, context)
+        return starts[stage] if starts[stage] < min(starts[stage + 1], context) else None
 
     def stage_at(self, generated: int) -> int:
         """Return the stage that computes the answer token with index ``generated`` (0-based)."""
@@ -268,10 +330,19 @@ class Manifest:
         return (*(s.graph for s in self.stages), "weights.bin", "tokenizer.json", "tokenizer_config.json")
 
 
-def break_even(shape: tuple[int, int]) -> int:
-    """Return the largest rank whose factors hold fewer parameters than the matrix: ``r (m + n) < m n``."""
+def factor_parameters(shape: tuple[int, int], rank: int, *, storage: Storage = "plain") -> int:
+    """Return the parameters of one chunk of ``rank`` ranks: ``r (m + n)``, pivoted ``r (m + n) - r²``."""
     m, n = shape
-    return (m * n - 1) // (m + n)
+    return rank * (m + n) - (rank * rank if storage == "pivoted" else 0)
+
+
+def break_even(shape: tuple[int, int], *, storage: Storage = "plain") -> int:
+    """Return the largest rank whose factors hold fewer parameters than the matrix.
+
+    Plain: ``r (m + n) < m n``. Pivoted factors are smaller at every rank below the full one.
+    """
+    m, n = shape
+    return min(m, n) - 1 if storage == "pivoted" else (m * n - 1) // (m + n)
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:

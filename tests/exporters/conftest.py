@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from flrc_edge.chunks import Chunk, chunks_of
 from flrc_exporters.architectures import DecoderConfig
 from flrc_runtime import manifest as manifests
-from flrc_runtime.manifest import Manifest, ModelInfo, ProjectionPlan, RankPlan, Schedule
+from flrc_runtime.manifest import Manifest, ModelInfo, ProjectionPlan, RankPlan, Schedule, Storage
 
 STORIES = Path(__file__).parents[1] / "data" / "stories260k"
 Ranks = Callable[[str, tuple[int, int]], tuple[int | None, ...]]
@@ -26,12 +27,13 @@ Ranks = Callable[[str, tuple[int, int]], tuple[int | None, ...]]
 
 @dataclass
 class Checkpoint:
-    """A checkpoint folder beside the dense model it came from."""
+    """A checkpoint folder beside the dense model, nested factors (U, V) and stored chunks it came from."""
 
     folder: Path
     model: PreTrainedModel
     plan: RankPlan
-    factors: dict[str, torch.Tensor]
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    chunks: dict[str, tuple[Chunk, ...]]
 
     def stage_logits(self, ids: torch.Tensor, stage: int) -> np.ndarray:
         """Logits [tokens, vocab] of the torch model whose Linear weights are U_r V_r of a stage."""
@@ -41,7 +43,7 @@ class Checkpoint:
             if rank is not None:
                 linear = self.model.get_submodule(plan.name)
                 dense[plan.name] = linear.weight.data
-                u, v = self.factors[f"{plan.name}.U"], self.factors[f"{plan.name}.V"]
+                u, v = self.factors[plan.name]
                 linear.weight.data = (u[:, :rank].double() @ v[:rank].double()).float()
         try:
             with torch.no_grad():
@@ -57,6 +59,7 @@ def write_checkpoint(
     ranks: Ranks,
     *,
     stages: int = 1,
+    storage: Storage = "plain",
     dtype: torch.dtype = torch.float32,
     tokenizer: Path = STORIES,
 ) -> Checkpoint:
@@ -74,19 +77,29 @@ def write_checkpoint(
     state = {k: v.detach().to(dtype).contiguous() for k, v in model.state_dict().items()}
     if config.tied_embedding:
         state.pop("lm_head.weight", None)
-    factors: dict[str, torch.Tensor] = {}
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    chunks: dict[str, tuple[Chunk, ...]] = {}
     plans = []
     for p in config.projections():
         r = ranks(p.name, p.shape)
-        plans.append(ProjectionPlan(p.name, p.shape, r))
+        plan = ProjectionPlan(p.name, p.shape, r, storage="plain" if r[0] is None else storage)
+        plans.append(plan)
         if r[0] is not None:
             u, s, v = torch.linalg.svd(state.pop(f"{p.name}.weight").double(), full_matrices=False)
-            factors[f"{p.name}.U"] = (u[:, : r[0]] * s[: r[0]].sqrt()).float().contiguous()
-            factors[f"{p.name}.V"] = (v[: r[0]] * s[: r[0], None].sqrt()).float().contiguous()
-    save_file(factors, folder / "factors.safetensors")
+            u, v = u[:, : r[0]] * s[: r[0]].sqrt(), v[: r[0]] * s[: r[0], None].sqrt()
+            factors[p.name] = u.float(), v.float()
+            chunks[p.name] = chunks_of(*factors[p.name], plan)
+    stored = {
+        f"{name}.chunks.{i}.{field}": tensor
+        for name, blocks in chunks.items()
+        for i, chunk in enumerate(blocks)
+        for field, tensor in (("V", chunk.V), ("U", chunk.U), ("order", chunk.order))
+        if tensor is not None
+    }
+    save_file(stored, folder / "factors.safetensors")
     save_file(state, folder / "base.safetensors")
     keep = tuple(1.0 if stages == 1 else round(0.9 - 0.1 * s, 2) for s in range(stages))
-    plan = RankPlan("uniform", keep, tuple(plans))
+    rank_plan = RankPlan("uniform", keep, tuple(plans))
     info = ModelInfo(
         "test",
         config.architecture,
@@ -101,8 +114,8 @@ def write_checkpoint(
         config.parameters(),
     )
     schedule = Schedule(tuple(16 * (s + 1) for s in range(stages - 1)))
-    manifests.seal(folder, Manifest("checkpoint", info, plan, schedule, "float32", "one-sided"))
-    return Checkpoint(folder, model.float().eval(), plan, factors)
+    manifests.seal(folder, Manifest("checkpoint", info, rank_plan, schedule, "float32", "one-sided"))
+    return Checkpoint(folder, model.float().eval(), rank_plan, factors, chunks)
 
 
 def dense_everywhere(name: str, shape: tuple[int, int]) -> tuple[None]:
@@ -161,6 +174,14 @@ def staged_checkpoint(tmp_path_factory: pytest.TempPathFactory, stories_model: P
 
 
 @pytest.fixture(scope="session")
+def pivoted_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, stories_model: PreTrainedModel
+) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("pivoted") / "ckpt"
+    return write_checkpoint(folder, stories_model, three_stages, stages=3, storage="pivoted")
+
+
+@pytest.fixture(scope="session")
 def make_checkpoint() -> Callable[..., Checkpoint]:
     return write_checkpoint
 
@@ -214,13 +235,16 @@ def open_stage() -> type[Stage]:
 
 @pytest.fixture(scope="session")
 def bundles(
-    tmp_path_factory: pytest.TempPathFactory, dense_checkpoint: Checkpoint, staged_checkpoint: Checkpoint
+    tmp_path_factory: pytest.TempPathFactory,
+    dense_checkpoint: Checkpoint,
+    staged_checkpoint: Checkpoint,
+    pivoted_checkpoint: Checkpoint,
 ) -> Iterator[Callable[[str, str], Path]]:
-    """Bundles of the two stories checkpoints, by ("dense" | "staged", dtype), exported once."""
+    """Bundles of the stories checkpoints, by ("dense" | "staged" | "pivoted", dtype), exported once."""
     from flrc_exporters.bundle import export
 
     done: dict[tuple[str, str], Path] = {}
-    sources = {"dense": dense_checkpoint, "staged": staged_checkpoint}
+    sources = {"dense": dense_checkpoint, "staged": staged_checkpoint, "pivoted": pivoted_checkpoint}
 
     def bundle(source: str, dtype: Any) -> Path:
         key = (source, dtype)

@@ -28,15 +28,17 @@ def test_dense_stage_equals_the_hugging_face_model(
     assert np.abs(open_stage(graph).forced(story_ids, 5) - wanted).max() <= bound(wanted)
 
 
+@pytest.mark.parametrize("source", ["staged", "pivoted"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_every_stage_equals_its_torch_reference(
     stage: int,
+    source: str,
     bundles: Callable[[str, str], Path],
-    staged_checkpoint: Any,
+    request: pytest.FixtureRequest,
     open_stage: Any,
     story_ids: torch.Tensor,
 ) -> None:
-    wanted = staged_checkpoint.stage_logits(story_ids, stage)
-    graph = bundles("staged", "fp32") / f"stage_{stage}.onnx"
+    wanted = request.getfixturevalue(f"{source}_checkpoint").stage_logits(story_ids, stage)
+    graph = bundles(source, "fp32") / f"stage_{stage}.onnx"
     assert np.abs(open_stage(graph).run(story_ids) - wanted).max() <= bound(wanted)
     assert np.abs(open_stage(graph).forced(story_ids, 5) - wanted).max() <= bound(wanted)

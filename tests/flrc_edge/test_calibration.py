@@ -30,7 +30,7 @@ def measured(
     loaded = open_model(str(stories if request.param == "stories" else family_model(request.param)))
     ids = torch.randint(3, 512, (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(1))
     names = [p.name for p in loaded.config.projections()]
-    return loaded.model, names, ids, calibrate(loaded.model, names, ids)
+    return loaded.model, names, ids, calibrate(loaded.model, names, ids, labels="text")
 
 
 def reference(model: Any, names: list[str], ids: Tensor) -> tuple[dict[str, Moments], float]:
@@ -116,7 +116,7 @@ def test_loss_is_the_models_own(measured: Any) -> None:
 def test_head_in_chunks_changes_nothing(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, names, ids, found = measured
     monkeypatch.setattr("flrc_edge.calibration.HEAD_CHUNK", 7)
-    again = calibrate(model, names, ids)
+    again = calibrate(model, names, ids, labels="text")
     assert again.loss == pytest.approx(found.loss, rel=1e-6)
     for name in names:
         assert again.moments[name].fisher_gw2 == pytest.approx(found.moments[name].fisher_gw2, rel=1e-4)
@@ -124,7 +124,7 @@ def test_head_in_chunks_changes_nothing(measured: Any, monkeypatch: pytest.Monke
 
 def test_deterministic(measured: Any) -> None:
     model, names, ids, found = measured
-    again = calibrate(model, names, ids)
+    again = calibrate(model, names, ids, labels="text")
     assert again.loss == found.loss
     for name in names:
         a, b = again.moments[name], found.moments[name]
@@ -230,7 +230,7 @@ def test_a_bad_loss_and_a_bad_gradient_are_told_apart(stories: Path) -> None:
     with torch.no_grad():
         kept = norm[0].item()
         norm[0] = float("nan")
-        with pytest.raises(NumericalError, match=r"^the loss is not finite in calibration window 0$"):
+        with pytest.raises(NumericalError, match=r"^the logits are not finite in calibration window 0$"):
             calibrate(loaded.model, names, ids)
         norm[0] = kept
     layer = loaded.model.get_submodule("model.layers.3")

@@ -29,6 +29,39 @@ def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
     return result
 
 
+@pytest.fixture(params=["compressed_stories", "pivoted_stories"], ids=["plain", "pivoted"])
+def stored(request: pytest.FixtureRequest) -> Any:
+    """The three stages of stories260k in both forms of storage."""
+    return request.getfixturevalue(request.param)
+
+
+def products(folder: Path, plan: manifest.RankPlan, stage: int) -> dict[str, torch.Tensor]:
+    """The dense matrix of every factored projection at a stage, from the tensors of the checkpoint."""
+    t = {
+        name: x.double() if x.is_floating_point() else x
+        for name, x in load_file(folder / checkpoint.FACTORS).items()
+    }
+    result = {}
+    for p in plan.projections:
+        for i, (_, stop) in enumerate(p.chunks()):
+            if stop <= (p.ranks[stage] or 0):
+                rows, key = t[f"{p.name}.chunks.{i}.V"], f"{p.name}.chunks.{i}.order"
+                product = t[f"{p.name}.chunks.{i}.U"] @ rows
+                if p.storage == "pivoted":
+                    product = torch.cat([rows, product])[t[key]]
+                result[p.name] = result.get(p.name, 0) + product
+    return result
+
+
+def dense_model(source: Any, weights: dict[str, torch.Tensor]) -> Any:
+    """The original model in float32 with some weights replaced."""
+    model: Any = open_model(str(source.path)).model
+    for name, weight in weights.items():
+        with torch.no_grad():
+            model.get_parameter(f"{name}.weight").copy_(weight)
+    return model
+
+
 @pytest.fixture
 def copied(compressed_stories: Any, tmp_path: Path) -> Path:
     """A copy a test may damage."""
@@ -43,13 +76,13 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_a_stage_equals_the_compressed_model_in_memory(compressed_stories: Any) -> None:
-    source, plan = compressed_stories.source, compressed_stories.manifest.plan
-    statistics, _ = measure(source, compressed_stories.settings)
-    factors = factorize_all(source, statistics.moments)
+def test_a_stage_equals_the_compressed_model_in_memory(stored: Any) -> None:
+    source, plan = stored.source, stored.manifest.plan
+    statistics, _ = measure(source, stored.settings)
+    factors = factorize_all(source, statistics.moments, storage=stored.settings.storage)
     seen = []
     for stage in range(3):
-        loaded = flrc_edge.load(compressed_stories.checkpoint, stage=stage)
+        loaded = flrc_edge.load(stored.checkpoint, stage=stage)
         with compressed(source, plan, factors) as model:
             set_stage(model, stage)
             assert torch.equal(logits(loaded), logits(model))
@@ -57,25 +90,18 @@ def test_a_stage_equals_the_compressed_model_in_memory(compressed_stories: Any) 
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
 
 
-def test_a_stage_equals_dense_layers_of_u_v(compressed_stories: Any) -> None:
-    factors = load_file(compressed_stories.checkpoint / checkpoint.FACTORS)
+def test_a_stage_equals_dense_layers_of_its_chunks(stored: Any) -> None:
     for stage in range(3):
-        dense: Any = open_model(str(compressed_stories.source.path)).model
-        for p in compressed_stories.manifest.plan.projections:
-            rank = p.ranks[stage]
-            if rank is not None:
-                u, v = factors[f"{p.name}.U"].double(), factors[f"{p.name}.V"].double()
-                with torch.no_grad():
-                    dense.get_parameter(f"{p.name}.weight").copy_(u[:, :rank] @ v[:rank])
-        loaded = flrc_edge.load(compressed_stories.checkpoint, stage=stage)
+        dense = dense_model(stored.source, products(stored.checkpoint, stored.manifest.plan, stage))
+        loaded = flrc_edge.load(stored.checkpoint, stage=stage)
         assert (logits(loaded) - logits(dense)).abs().max() < 1e-3
 
 
-def test_switching_back_and_forth(compressed_stories: Any) -> None:
-    model = flrc_edge.load(compressed_stories.checkpoint)
+def test_switching_back_and_forth(stored: Any) -> None:
+    model = flrc_edge.load(stored.checkpoint)
     first = logits(model)
     flrc_edge.set_stage(model, 2)
-    assert torch.equal(logits(model), logits(flrc_edge.load(compressed_stories.checkpoint, stage=2)))
+    assert torch.equal(logits(model), logits(flrc_edge.load(stored.checkpoint, stage=2)))
     flrc_edge.set_stage(model, 0)
     assert torch.equal(logits(model), first)
 
@@ -100,23 +126,38 @@ def test_generation_settings_come_along(compressed_stories: Any, copied: Path) -
     assert flrc_edge.load(copied).generation_config.eos_token_id == [2, 7]
 
 
-def test_what_the_files_hold(compressed_stories: Any) -> None:
-    folder, plan = compressed_stories.checkpoint, compressed_stories.manifest.plan
+def test_what_the_files_hold(stored: Any) -> None:
+    folder, plan = stored.checkpoint, stored.manifest.plan
     base, factors = load_file(folder / checkpoint.BASE), load_file(folder / checkpoint.FACTORS)
     assert "lm_head.weight" not in base and "model.embed_tokens.weight" in base  # tied: stored once
     factored = {p.name: p for p in plan.projections if not p.dense}
     assert len(factored) > 5
-    assert set(factors) == {f"{n}.{side}" for n in factored for side in "UV"}
+    pivoted = stored.settings.storage == "pivoted"
+    assert {p.storage for p in factored.values()} == {stored.settings.storage}
+    kinds = ("V", "U", "order") if pivoted else ("V", "U")
+    assert set(factors) == {
+        f"{n}.chunks.{i}.{kind}"
+        for n, p in factored.items()
+        for i in range(len(p.chunks()))
+        for kind in kinds
+    }
+    assert any(len(p.chunks()) == 2 for p in factored.values())
     for name, p in factored.items():
-        assert factors[f"{name}.U"].shape == (p.shape[0], p.ranks[0])
-        assert factors[f"{name}.V"].shape == (p.ranks[0], p.shape[1])
+        m, n = p.shape
+        for i, (start, stop) in enumerate(p.chunks()):
+            rank = stop - start
+            assert factors[f"{name}.chunks.{i}.V"].shape == (rank, n)
+            assert factors[f"{name}.chunks.{i}.U"].shape == (m - rank if pivoted else m, rank)
+            if pivoted:
+                assert sorted(factors[f"{name}.chunks.{i}.order"].tolist()) == list(range(m))
         assert f"{name}.weight" not in base
+    assert {t.dtype for t in factors.values() if t.is_floating_point()} == {torch.float32}
     for p in plan.projections:
         assert not p.dense or base[f"{p.name}.weight"].shape == p.shape
-    original = compressed_stories.source.model.state_dict()
+    original = stored.source.model.state_dict()
     assert all(torch.equal(tensor, original[name]) for name, tensor in base.items())
-    stored = sum(t.numel() for n, t in base.items() if ".weight" in n and n[:-7] in plan.by_name())
-    assert stored + sum(t.numel() for t in factors.values()) == plan.activated(0)
+    whole = sum(t.numel() for n, t in base.items() if ".weight" in n and n[:-7] in plan.by_name())
+    assert whole + sum(t.numel() for t in factors.values() if t.is_floating_point()) == plan.activated(0)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "flrc.json"):
         assert (folder / name).is_file()
     config = json.loads((folder / "config.json").read_text())
@@ -144,13 +185,26 @@ def test_every_family_comes_back(family: str, family_model: Callable[[str], Path
         assert torch.equal(biased[0].bias, source.model.get_parameter(f"{name}.bias"))  # type: ignore[arg-type]
 
 
-def test_a_bfloat16_model(stories: Path, tmp_path: Path) -> None:
-    source = open_model(str(stories), dtype="bfloat16")
-    settings = Settings(keep=(0.8,), tokens=4096, window=256, rank_step=8, reuse_statistics=False)
+@pytest.mark.parametrize("storage", ["plain", "pivoted"])
+@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 1.5e-3), ("float16", 3e-5)])
+def test_a_model_of_half_precision(
+    stories: Path, tmp_path: Path, dtype: str, most: float, storage: Any
+) -> None:
+    """Factors are stored in float32 and rounded when they are loaded, which pivoting does not make much worse."""
+    source = open_model(str(stories), dtype=dtype)
+    settings = Settings(
+        keep=(0.8,), tokens=4096, window=256, rank_step=8, reuse_statistics=False, storage=storage
+    )
     written = compress(source, tmp_path / "c", settings)
-    assert written is not None and written.dtype == "bfloat16"
+    assert written is not None and written.dtype == dtype
     model = flrc_edge.load(tmp_path / "c")
-    assert logits(model).dtype == torch.bfloat16 and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    kind = getattr(torch, dtype)
+    assert logits(model).dtype == kind and {p.dtype for p in model.parameters()} == {kind}
+    whole = load_file(tmp_path / "c" / checkpoint.FACTORS)
+    assert {t.dtype for t in whole.values()} <= {torch.float32, torch.int64}
+    p = logits(dense_model(source, products(tmp_path / "c", written.plan, 0))).double().log_softmax(-1)
+    q = logits(model).double().log_softmax(-1)
+    assert float((p.exp() * (p - q)).sum(-1).mean()) <= most
 
 
 @pytest.mark.parametrize("stage", [3, -1])
@@ -259,11 +313,53 @@ def test_a_plan_that_does_not_fit_the_model(copied: Path, change: Any) -> None:
 def test_ranks_that_are_not_stored(copied: Path) -> None:
     def grow(content: dict[str, Any]) -> None:
         p = next(p for p in content["plan"]["projections"] if p["ranks"][0] is not None)
-        p["ranks"][0] += 1
+        p["ranks"] = [rank + (rank == p["ranks"][0]) for rank in p["ranks"]]
 
     edit(copied, grow)
     with pytest.raises(FormatError, match=r"has shape .*, the plan says"):
         flrc_edge.load(copied)
+
+
+def test_chunks_that_are_not_stored(copied: Path) -> None:
+    def split(content: dict[str, Any]) -> None:
+        p = next(p for p in content["plan"]["projections"] if len(set(p["ranks"])) == 2)
+        p["ranks"][2 if p["ranks"][1] == p["ranks"][2] else 1] -= 1
+
+    edit(copied, split)
+    with pytest.raises(FormatError, match=r"tensor model\.layers.*\.chunks\.2\.U is missing"):
+        flrc_edge.load(copied)
+
+
+@pytest.mark.parametrize("storage", ["plain", "pivoted"])
+def test_another_storage_than_the_stored_one(stored: Any, tmp_path: Path, storage: str) -> None:
+    folder = Path(shutil.copytree(stored.checkpoint, tmp_path / "copy"))
+    edit(folder, lambda c: [p.update(storage=storage) for p in c["plan"]["projections"]])
+    if storage == stored.settings.storage:  # without meaning where a projection is dense
+        assert torch.equal(logits(flrc_edge.load(folder)), logits(flrc_edge.load(stored.checkpoint)))
+    else:
+        with pytest.raises(FormatError, match=r"has shape|is missing|is not part of its plan"):
+            flrc_edge.load(folder)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda order: order.float(),
+        lambda order: order.int(),
+        lambda order: torch.cat([order[:1], order[:-1]]),
+        lambda order: order + 1,
+        lambda order: order - len(order),
+    ],
+    ids=["float", "int32", "twice", "beyond", "negative"],
+)
+def test_an_order_that_is_no_permutation(pivoted_stories: Any, tmp_path: Path, wrong: Any) -> None:
+    folder = Path(shutil.copytree(pivoted_stories.checkpoint, tmp_path / "copy"))
+    tensors = load_file(folder / checkpoint.FACTORS)
+    name = max(name for name in tensors if name.endswith(".order"))
+    save_file({**tensors, name: wrong(tensors[name]).contiguous()}, folder / checkpoint.FACTORS)
+    manifest.seal(folder, pivoted_stories.manifest)
+    with pytest.raises(FormatError, match=f"copy: tensor {name} is not a permutation"):
+        flrc_edge.load(folder)
 
 
 def test_a_bundle_is_no_checkpoint(stories_bundle: Path) -> None:

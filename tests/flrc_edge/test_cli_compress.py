@@ -50,7 +50,7 @@ def test_compress(stories: Path, tmp_path: Path) -> None:
         *SMALL,
     )
     assert done.exit_code == 0, done.stderr
-    assert "projections dense" in done.stdout and "moves on after 7 tokens" in done.stdout
+    assert "projections dense" in done.stdout and "moves to stage 1 after 7 tokens" in done.stdout
     assert f"Next: flrc-edge export {tmp_path / 'c'}" in done.stdout and "calibrate" in done.stdout
     assert "Calibrating: 11/11" in done.stderr and "GiB" in done.stderr
     content = manifest.verify(tmp_path / "c")
@@ -62,12 +62,13 @@ def test_options_reach_the_plan(stories: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("Once upon a time there was a girl. " * 900)
     done = run(
         "compress", stories, "-o", tmp_path / "c", "--keep", ".85", "--allocator", "fisher", "--score", "g2-rms",
-        "--factorization", "one-sided", "--calibration", f"{tmp_path / 'notes.txt'}:3", "--calibration", "austen",
-        "--seed", 9, "--no-cache", *SMALL,
+        "--factorization", "one-sided", "--storage", "pivoted",
+        "--calibration", f"{tmp_path / 'notes.txt'}:3", "--calibration", "austen", "--seed", 9, "--no-cache", *SMALL,
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     content = manifest.read(tmp_path / "c")
     assert content.plan.allocator == "fisher" and content.factorization == "one-sided"
+    assert {p.storage for p in content.plan.projections if not p.dense} == {"pivoted"}
     assert content.calibration is not None and content.calibration.seed == 9
     shares = [(t.name, t.weight, t.tokens) for t in content.calibration.texts]
     assert shares == [("notes.txt", 3.0, 2048), ("austen", 1.0, 768)]
@@ -126,6 +127,7 @@ def test_overwrite(stories: Path, tmp_path: Path) -> None:
         (("--rank-step", "0"), "rank_step must be at least 1"),
         (("--seed", "-1"), "seed must lie between"),
         (("--allocator", "best"), "Invalid value for '--allocator'"),
+        (("--storage", "dense"), "Invalid value for '--storage'"),
         (("--calibration", "nowhere.txt"), "there is no text 'nowhere.txt'"),
         (("--calibration", "austen:0"), "the weight in 'austen:0' must be a positive number"),
         (("--calibration", ""), "'' names no text"),
@@ -241,7 +243,7 @@ def test_two_processes_write_what_one_writes(stories: Path, tmp_path: Path) -> N
     a, b = (load_file(tmp_path / name / "factors.safetensors") for name in ("one", "two"))
     for p in one.plan.projections:
         if not p.dense:
-            first, second = (f[f"{p.name}.U"] @ f[f"{p.name}.V"] for f in (a, b))
+            first, second = (f[f"{p.name}.chunks.0.U"] @ f[f"{p.name}.chunks.0.V"] for f in (a, b))
             assert torch.allclose(first, second, rtol=1e-3, atol=1e-4)
 
 
@@ -257,6 +259,7 @@ def test_help_names_the_units_and_the_launcher() -> None:
         "--stages",
         "--target-size",
         "--calibration",
+        "--storage",
         "--rank-step",
         "--overwrite",
         "--json",

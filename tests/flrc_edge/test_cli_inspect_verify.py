@@ -33,19 +33,21 @@ def test_inspect(folder: Path) -> None:
     assert done.exit_code == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"{folder.name} of stories260k (llama, 0.3 M parameters), ")
-    assert "allocator spectrum, factors two-sided" in lines[1]
+    assert f"allocator {content.plan.allocator}, factors two-sided" in lines[1]
     assert lines[2].startswith("calibrated on ") and "tokens), seed 0" in lines[2]
-    stages = lines[3:]
+    assert lines[3].startswith("decoding ")
+    stages = lines[4:]
     assert len(stages) == 3
-    starts = [0, *content.schedule.boundaries]
+    of_token = [content.schedule.stage_at(t) for t in range(content.model.context_length)]
     for s, line in enumerate(stages):
         assert line.startswith(f"  stage {s}: keep {content.plan.kept(s):.3f}")
-        assert f"from token {starts[s]}" in line and "KL to dense" in line
+        start = f"from token {of_token.index(s)}" if s in of_token else "never used by the schedule"
+        assert start in line and "KL to dense" in line
         assert (f"stage_{s}.onnx, reads" in line) == (folder.name == "bundle")
 
 
 def test_inspect_ranks(folder: Path) -> None:
-    lines = run("inspect", folder, "--ranks").stdout.splitlines()[6:]
+    lines = run("inspect", folder, "--ranks").stdout.splitlines()[7:]
     plan = manifest.read(folder).plan
     assert len(lines) == len(plan.projections) == 35
     for line, p in zip(lines, plan.projections, strict=True):
@@ -54,6 +56,14 @@ def test_inspect_ranks(folder: Path) -> None:
         most = int(line.rstrip(")").split()[-1])
         m, n = p.shape
         assert most * (m + n) < m * n <= (most + 1) * (m + n)
+
+
+def test_inspect_ranks_of_pivoted_factors(pivoted_stories: Any) -> None:
+    """They take fewer parameters than the matrix up to the last rank but one."""
+    lines = run("inspect", pivoted_stories.checkpoint, "--ranks").stdout.splitlines()
+    for p in pivoted_stories.manifest.plan.projections:
+        line = next(line for line in lines if line.split()[:1] == [p.name])
+        assert p.dense or line.endswith(f"(break-even {min(p.shape) - 1})")
 
 
 def test_json(folder: Path) -> None:

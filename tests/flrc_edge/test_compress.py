@@ -22,7 +22,7 @@ from flrc_exporters.bundle import export
 from flrc_runtime import manifest
 from flrc_runtime.files import sha256_of
 
-FAST = Settings(keep=(0.8,), tokens=2816, window=256, rank_step=8)
+FAST = Settings(keep=(0.8,), allocator="spectrum", tokens=2816, window=256, rank_step=8)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -52,7 +52,8 @@ def test_the_manifest_says_what_was_done(compressed_stories: Any) -> None:
     content = manifest.verify(compressed_stories.checkpoint)
     assert content == compressed_stories.manifest
     assert content.kind == "checkpoint" and content.dtype == "float32" and content.stages == ()
-    assert content.factorization == "two-sided" and content.plan.allocator == "spectrum"
+    settings = compressed_stories.settings
+    assert (content.factorization, content.plan.allocator) == (settings.factorization, settings.allocator)
     assert content.calibration is not None
     assert content.calibration.tokens == sum(t.tokens for t in content.calibration.texts) == 4096
     assert content.calibration.window == 256 and len(content.calibration.fingerprint) == 64
@@ -96,21 +97,38 @@ def test_compressed_restores_the_model_after_an_error(compressed_stories: Any) -
 
 
 @pytest.mark.parametrize("allocator", ["uniform", "fisher", "spectrum"])
-@pytest.mark.parametrize("factorization", ["one-sided", "two-sided"])
+@pytest.mark.parametrize(
+    ("factorization", "storage"), [("one-sided", "plain"), ("two-sided", "plain"), ("two-sided", "pivoted")]
+)
 def test_every_rule_compresses_sensibly(
-    compressed_stories: Any, tmp_path: Path, allocator: Any, factorization: Any
+    compressed_stories: Any, tmp_path: Path, allocator: Any, factorization: Any, storage: Any
 ) -> None:
     """A random choice of directions of the same size would give a perplexity in the hundreds."""
     import flrc_edge
 
     source = compressed_stories.source
     ids = token_windows(source.tokenizer, (WeightedText("austen-heldout"),), windows=4, length=256).ids
-    settings = replace(FAST, keep=(0.9,), allocator=allocator, factorization=factorization)
+    settings = replace(FAST, keep=(0.9,), allocator=allocator, factorization=factorization, storage=storage)
     written = compress(source, tmp_path / "c", settings)
     assert written is not None and 0.87 < written.plan.kept(0) <= 0.9
     value = perplexity(torch_logits(flrc_edge.load(tmp_path / "c")), ids)
     dense = perplexity(torch_logits(source.model), ids)
     assert 0.8 * dense < value < 2.5 * dense
+
+
+def test_pivoted_storage_predicts_less_loss_at_every_keep(compressed_stories: Any) -> None:
+    source = compressed_stories.source
+    shapes = {p.name: p.shape for p in source.config.projections()}
+    statistics, _ = module.measure(source, compressed_stories.settings)
+    factors = module.factorize_all(source, statistics.moments, storage="pivoted")
+    for keep in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
+        losses = {}
+        for storage in ("plain", "pivoted"):
+            settings = replace(FAST, keep=(keep,), storage=storage)
+            plan = module.plan_ranks(shapes, settings, statistics.moments, factors)
+            losses[storage] = sum(factors[p.name].loss(p.ranks[0]) for p in plan.projections if p.ranks[0])
+            assert keep - 0.03 < plan.kept(0) <= keep
+        assert losses["pivoted"] < losses["plain"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +225,7 @@ def test_progress_and_timings(compressed_stories: Any, tmp_path: Path) -> None:
     )
     assert [c for c in calls if c[0] == "calibrate"] == [("calibrate", i, 11) for i in range(12)]
     assert calls[-1] == ("factorize", 35, 35)
-    phases = ["load", "tokenize", "calibrate", "factorize", "allocate", "schedule", "write"]
+    phases = ["load", "tokenize", "calibrate", "factorize", "allocate", "store", "schedule", "write"]
     assert list(timings.seconds) == phases and all(s >= 0 for s in timings.seconds.values())
 
 
@@ -220,6 +238,7 @@ def test_progress_and_timings(compressed_stories: Any, tmp_path: Path) -> None:
         ({"allocator": "best"}, "allocator 'best' is not one of"),
         ({"score": "best"}, "score 'best' is not one of"),
         ({"factorization": "svd"}, "factorization 'svd' is not one of"),
+        ({"storage": "sparse"}, "storage 'sparse' is not one of plain, pivoted"),
         ({"tokens": 1}, "tokens must be at least 2, not 1"),
         ({"window": 1}, "window must be at least 2, not 1"),
         ({"rank_step": 0}, "rank_step must be at least 1, not 0"),

@@ -13,6 +13,7 @@ from flrc_edge.calibration import Moments, calibrate
 from flrc_edge.errors import NumericalError, UsageError
 from flrc_edge.factorization import DAMPING, INPUT_DAMPING, Factors, break_even, factorize
 from flrc_edge.models import LoadedModel, open_model
+from flrc_edge.pivoting import pivot
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj": "m = n",
@@ -34,7 +35,7 @@ def real() -> Any:
     stories = Path(__file__).parents[1] / "data" / "stories260k"
     loaded: LoadedModel = open_model(str(stories))
     ids = token_windows(loaded.tokenizer, (WeightedText("austen"),), windows=4, length=128, seed=0).ids
-    moments = calibrate(loaded.model, list(SHAPES), ids).moments
+    moments = calibrate(loaded.model, list(SHAPES), ids, labels="text").moments
     rows: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in SHAPES}
 
     def keep(module: Any, inputs: Any, output: Tensor, name: str = "") -> None:
@@ -57,35 +58,40 @@ def real() -> Any:
     return {n: (weights[n], moments[n], torch.cat(rows[n][0]), torch.cat(rows[n][1])) for n in SHAPES}
 
 
+both_storages = pytest.mark.parametrize("storage", ["plain", "pivoted"])
+
+
 def difference(weight: Tensor, factors: Factors, rank: int) -> Tensor:
     return weight.double() - factors.U[:, :rank].double() @ factors.V[:rank].double()
 
 
-def ranks_of(weight: Tensor) -> list[int]:
-    most = break_even(tuple(weight.shape))  # type: ignore[arg-type]
+def ranks_of(weight: Tensor, storage: Any = "plain") -> list[int]:
+    most = break_even(tuple(weight.shape), storage=storage)  # type: ignore[arg-type]
     return [1, most // 3, most // 2, most]
 
 
+@both_storages
 @pytest.mark.parametrize("name", SHAPES, ids=SHAPES.values())
-def test_one_sided_loss_is_the_measured_one(real: Any, name: str) -> None:
+def test_one_sided_loss_is_the_measured_one(real: Any, name: str, storage: Any) -> None:
     weight, moments, x, _ = real[name]
-    factors = factorize(weight, moments, method="one-sided")
-    for rank in ranks_of(weight):
+    factors = factorize(weight, moments, method="one-sided", storage=storage)
+    for rank in ranks_of(weight, storage):
         measured = (x @ difference(weight, factors, rank).T).square().sum(1).mean().item()
         assert factors.metric(rank) == pytest.approx(measured, rel=1e-4)
     assert factors.metric(0) == pytest.approx((x @ weight.double().T).square().sum(1).mean().item(), rel=1e-4)
 
 
+@both_storages
 @pytest.mark.parametrize("name", SHAPES, ids=SHAPES.values())
-def test_two_sided_loss_is_the_measured_one(real: Any, name: str) -> None:
+def test_two_sided_loss_is_the_measured_one(real: Any, name: str, storage: Any) -> None:
     """½ mean over tokens t, s of (g_tᵀ ΔW x_s)², plus what the dampings of H (and, if tall, of C) add."""
     weight, moments, x, g = real[name]
     m, n = weight.shape
-    factors = factorize(weight, moments, method="two-sided")
+    factors = factorize(weight, moments, method="two-sided", storage=storage)
     delta = DAMPING * g.square().sum(1).mean().item() / m
     epsilon = INPUT_DAMPING * x.square().mean().item() if m > n else 0.0
     assert factors.loss_scale == 0.5
-    for rank in ranks_of(weight):
+    for rank in ranks_of(weight, storage):
         d = difference(weight, factors, rank)
         kronecker = (g @ d @ x.T).square().mean().item()
         damping = delta * (x @ d.T).square().sum(1).mean().item()
@@ -141,13 +147,14 @@ def test_identity_grams_give_the_plain_svd(m: int, n: int) -> None:
         assert (difference(weight, factors, rank) - (weight - expected)).norm() < 1e-5 * weight.norm()
 
 
+@both_storages
 @pytest.mark.parametrize("method", ["one-sided", "two-sided"])
 @pytest.mark.parametrize("name", SHAPES, ids=SHAPES.values())
-def test_shapes_unit_columns_and_falling_loss(real: Any, name: str, method: Any) -> None:
+def test_shapes_unit_columns_and_falling_loss(real: Any, name: str, method: Any, storage: Any) -> None:
     weight, moments, *_ = real[name]
     m, n = weight.shape
-    factors = factorize(weight, moments, method=method)
-    rank = break_even((m, n))
+    factors = factorize(weight, moments, method=method, storage=storage)
+    rank = min(m, n) if storage == "pivoted" else break_even((m, n))
     assert factors.U.shape == (m, rank) and factors.V.shape == (rank, n)
     assert factors.U.dtype == factors.V.dtype == torch.float32
     assert factors.U.is_contiguous() and factors.V.is_contiguous()
@@ -159,11 +166,25 @@ def test_shapes_unit_columns_and_falling_loss(real: Any, name: str, method: Any)
 
 @pytest.mark.parametrize("method", ["one-sided", "two-sided"])
 @pytest.mark.parametrize("name", SHAPES, ids=SHAPES.values())
-def test_every_prefix_is_optimal(real: Any, name: str, method: Any) -> None:
+def test_pivoted_factors_go_on_to_the_matrix_itself(real: Any, name: str, method: Any) -> None:
+    """Those of plain storage are their beginning, and all of them are the weight."""
+    weight, moments, *_ = real[name]
+    plain = factorize(weight, moments, method=method)
+    factors = factorize(weight, moments, method=method, storage="pivoted")
+    rank = plain.U.shape[1]
+    assert torch.equal(factors.U[:, :rank], plain.U) and torch.equal(factors.V[:rank], plain.V)
+    assert torch.equal(factors.spectrum, plain.spectrum)
+    assert difference(weight, factors, min(weight.shape)).norm() < 1e-5 * weight.norm()
+
+
+@both_storages
+@pytest.mark.parametrize("method", ["one-sided", "two-sided"])
+@pytest.mark.parametrize("name", SHAPES, ids=SHAPES.values())
+def test_every_prefix_is_optimal(real: Any, name: str, method: Any, storage: Any) -> None:
     """Nested: the prefix of rank r loses what the best factors of rank r lose, whichever basis they have."""
     weight, moments, x, g = real[name]
     m = len(weight)
-    factors = factorize(weight, moments, method=method)
+    factors = factorize(weight, moments, method=method, storage=storage)
     h = torch.eye(m, dtype=torch.float64)
     if method == "two-sided":
         h = g.T @ g / len(g)
@@ -175,7 +196,7 @@ def test_every_prefix_is_optimal(real: Any, name: str, method: Any) -> None:
     best = torch.linalg.svdvals(
         root @ weight.double() @ (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     ).square()
-    for rank in ranks_of(weight):
+    for rank in ranks_of(weight, storage):
         d = difference(weight, factors, rank)
         lost = torch.trace(h @ d @ c @ d.T).item()
         assert lost == pytest.approx(best[rank:].sum().item(), rel=1e-3)
@@ -184,7 +205,8 @@ def test_every_prefix_is_optimal(real: Any, name: str, method: Any) -> None:
 @pytest.mark.parametrize("method", ["one-sided", "two-sided"])
 @pytest.mark.parametrize(("m", "n"), [(24, 40), (32, 32), (40, 24)])
 @pytest.mark.parametrize("case", ["few tokens", "no activation", "no gradient", "nothing", "zero weight"])
-def test_degenerate_statistics_stay_finite(method: Any, m: int, n: int, case: str) -> None:
+@both_storages
+def test_degenerate_statistics_stay_finite(method: Any, m: int, n: int, case: str, storage: Any) -> None:
     torch.manual_seed(1)
     weight, x, g = torch.randn(m, n), torch.randn(200, n), torch.randn(200, m)
     if case == "few tokens":
@@ -195,7 +217,7 @@ def test_degenerate_statistics_stay_finite(method: Any, m: int, n: int, case: st
         g = torch.zeros_like(g)
     if case == "zero weight":
         weight = torch.zeros_like(weight)
-    factors = factorize(weight, moments_of(m, n, x, g, weight), method=method)
+    factors = factorize(weight, moments_of(m, n, x, g, weight), method=method, storage=storage)
     for tensor in (factors.U, factors.V, factors.spectrum):
         assert torch.isfinite(tensor).all()
     assert factors.V.abs().max() < 1e4
@@ -236,6 +258,19 @@ def test_unknown_method() -> None:
     moments = moments_of(8, 12, torch.randn(50, 12), torch.randn(50, 8), weight)
     with pytest.raises(UsageError, match=r"factorization 'svd' is not one of one-sided, two-sided"):
         factorize(weight, moments, method="svd")  # type: ignore[arg-type]
+
+
+def test_a_full_rank_of_few_tokens_still_pivots() -> None:
+    """Directions that no token showed have factors of their own size; the product of both forms is the same."""
+    torch.manual_seed(2)
+    for m, n in ((24, 40), (40, 24)):
+        weight, x, g = torch.randn(m, n), torch.randn(5, n), torch.randn(5, m)
+        for method in ("one-sided", "two-sided"):
+            moments = moments_of(m, n, x, g, weight)
+            f = factorize(weight, moments, method=method, storage="pivoted")  # type: ignore[arg-type]
+            rows, coefficients, order = pivot(f.U, f.V)
+            got = torch.cat([rows, coefficients @ rows])[order]
+            assert (got - f.U @ f.V).norm() <= 1e-4 * weight.norm()
 
 
 @pytest.mark.parametrize("shape", [(576, 576), (192, 576), (1536, 576), (576, 1536), (7, 3), (1, 1), (2, 2)])

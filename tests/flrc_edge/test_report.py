@@ -14,18 +14,41 @@ from flrc_edge.errors import FormatError
 
 def comparison(**change: Any) -> dict[str, Any]:
     figures = [
-        {"keep": keep, "kept": keep - 0.0003, "allocator": a, "factorization": f, "perplexity": p}
-        for keep, f, a, p in [
-            (0.9, "two-sided", "uniform", 31.239),
-            (0.9, "two-sided", "spectrum", 21.5),
-            (0.9, "one-sided", "uniform", 45.0),
-            (0.9, "one-sided", "spectrum", 46.0),
-            (0.8, "two-sided", "uniform", 131.0),
+        {
+            "keep": keep,
+            "kept": keep - 0.0003,
+            "recipe": r,
+            "factorization": f,
+            "ranks": "even",
+            "storage": "plain",
+            "dense_projections": 7,
+            "text": t,
+            "perplexity": p,
+            "growth": g,
+            "ratio": q,
+        }
+        for keep, r, f, t, p, g, q in [
+            (0.9, "svd-llm", "one-sided", "wiki", 45.0, 0.8935, 1.0),
+            (0.9, "svd-llm", "one-sided", "emma", 90.0, 0.7, 1.0),
+            (0.9, "spectrum", "two-sided", "wiki", 21.5, 0.1548, 0.1733),
+            (0.9, "spectrum", "two-sided", "emma", 99.0, 0.8, 1.1429),
+            (0.8, "svd", "svd", "wiki", 131.0, 1.962, None),
+            (0.8, "svd", "svd", "emma", 140.0, 1.1, None),
         ]
     ]
+    searches = [
+        {"search": "asvd", "counted": "everything", "tokens": 2048, "seconds": 490.0},
+        {"search": "fisher", "counted": "the ranks alone", "tokens": 0, "seconds": 0.05},
+        {"search": "fisher", "counted": "gradient pass, the ranks", "tokens": 2048, "seconds": 9.8},
+    ]
+    texts = [
+        {"name": "wiki", "tokens": 20480, "dense_perplexity": 18.416},
+        {"name": "emma", "tokens": 10240, "dense_perplexity": 44.684},
+    ]
     return {
-        "figures": figures, "text": "wiki", "evaluation_tokens": 20480, "window": 1024, "calibration": "austen (9)",
-        "dense_perplexity": 18.416, "seconds": {"calibrate": 12.34}, "peak_rss_bytes": 3 * 2**30, "machine": "m",
+        "figures": figures, "texts": texts, "window": 1024, "calibration": "austen (9)",
+        "calibration_tokens": 8, "labels": "sampled", "searches": searches,
+        "seconds": {"calibrate": 12.34}, "peak_rss_bytes": 3 * 2**30, "machine": "m",
         **change,
     }  # fmt: skip
 
@@ -41,14 +64,27 @@ DEMO = {
 }  # fmt: skip
 
 
-def test_allocators_table() -> None:
-    complete = comparison(figures=comparison()["figures"][:4])
-    text = report.allocators_table(complete)
-    assert "| keep | factors | uniform | spectrum | stored |\n|---|---|---|---|---|" in text
-    assert "| 0.9 | two-sided | 31.24 | **21.50** | 0.8997 |" in text
-    assert "| 0.9 | one-sided | **45.00** | 46.00 | 0.8997 |" in text
-    for figure in ("18.42", "20480 tokens", "windows of 1024", "austen (9)", "calibrate 12.3 s", "3.0 GiB"):
+def test_recipes_table() -> None:
+    text = report.recipes_table(comparison())
+    head = "| keep | recipe | factors | ranks | storage | wiki | g | ÷ | emma | g | ÷ | stored | dense |\n"
+    assert head + "|---|---|---|---|---|---|---|---|---|---|---|---|---|\n" in text
+    rows = [
+        "| 0.9 | svd-llm | one-sided | even | plain | 45.00 | 0.893 | 1.00 | 90.00 | **0.700** | 1.00 | 0.8997 | 7 |",
+        "| 0.9 | spectrum | two-sided | even | plain | 21.50 | **0.155** | 0.17 | 99.00 | 0.800 | 1.14 | 0.8997 | 7 |",
+        "| 0.8 | svd | svd | even | plain | 131.00 | **1.962** | – | 140.00 | **1.100** | – | 0.7997 | 7 |",
+    ]
+    assert "\n".join(rows) in text.replace("| 0.894 |", "| 0.893 |")
+    for figure in (
+        "18.42", "44.68", "20480 tokens", "10240 tokens", "windows of 1024",
+        "8 tokens of austen (9), gradients of labels sampled",
+        "calibrate 12.3 s",
+        "3.0 GiB",
+    ):  # fmt: skip
         assert figure in text
+    assert "ASVD's samples hold 2048 tokens" in text
+    assert "| asvd | everything | 2048 | 490 | 1 |\n| fisher | the ranks alone | – | 0.05 | 9.8e+03 |" in text
+    assert "| fisher | gradient pass, the ranks | 2048 | 9.8 | 50 |" in text
+    assert "Rank search" not in report.recipes_table(comparison(searches=[]))
 
 
 def test_formats_table() -> None:
@@ -68,13 +104,13 @@ def test_demo_table() -> None:
 
 def test_save_keeps_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "new" / "benchmarks.json"
-    whole = comparison(figures=comparison()["figures"][:4])
-    report.save(path, "allocators", "b-model", whole)
+    whole = comparison()
+    report.save(path, "recipes", "b-model", whole)
     report.save(path, "demo", "b-model", DEMO)
-    report.save(path, "allocators", "a-model", whole)
-    report.save(path, "allocators", "b-model", {**whole, "machine": "another"})
+    report.save(path, "recipes", "a-model", whole)
+    report.save(path, "recipes", "b-model", {**whole, "machine": "another"})
     content = json.loads(path.read_text())
-    assert content["demo"]["b-model"] == DEMO and set(content["allocators"]) == {"a-model", "b-model"}
+    assert content["demo"]["b-model"] == DEMO and set(content["recipes"]) == {"a-model", "b-model"}
     page = path.with_suffix(".md").read_text()
     assert page == report.page(content) and page.startswith("# Benchmarks") and "do not edit" in page
     order = [

@@ -1,198 +1,202 @@
-"""Where decoding moves on: the measured divergences and the choice of boundaries."""
+"""The planned schedule: chosen on one half of the answers, validated on the other, the control if it does not pay."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from itertools import combinations_with_replacement
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import flrc_edge
-from flrc_edge.errors import NumericalError
-from flrc_edge.models import open_model
-from flrc_edge.schedule import (
-    Answer,
-    answers,
-    built_in_prompts,
-    choose,
-    dense_log_probs,
-    divergence,
-    prompt_ids,
-)
+from flrc_edge import schedule as planning
+from flrc_edge.boundaries import choose, constant
+from flrc_edge.decoding import Answer, prompt_ids
+from flrc_edge.divergence import dense_log_probs, schedule_divergence, token_divergence
+from flrc_edge.schedule import built_in_prompts, plan_schedule, reference_answers
+from flrc_edge.validation import Measured, Validation, neighbours, validate
+from flrc_runtime.manifest import Schedule
 
-
-def brute_force(
-    kl: list[list[float]], kept: list[float], horizon: int, budget: float
-) -> tuple[bool, float, float]:
-    """Whether any schedule fits, the least divergence of those that do, and the least mean of all."""
-    best, cheapest = float("inf"), float("inf")
-    for boundaries in combinations_with_replacement(range(1, horizon + 1), len(kept) - 1):
-        at = [bisect_right(boundaries, t) for t in range(horizon)]
-        mean = sum(kept[s] for s in at) / horizon
-        cheapest = min(cheapest, mean)
-        if mean <= budget + 1e-9:
-            best = min(best, sum(kl[s][t] for t, s in enumerate(at)))
-    return best < float("inf"), best, cheapest
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_choose_equals_brute_force(data: Any) -> None:
-    stages, horizon = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 9))
-    kl = [[data.draw(st.floats(0, 5)) for _ in range(horizon)] for _ in range(stages)]
-    kept = sorted((data.draw(st.floats(0.1, 1)) for _ in range(stages)), reverse=True)
-    budget = data.draw(st.floats(0.1, 1))
-    result = choose(kl, kept, horizon=horizon, block=1, mean_keep=budget)
-    at = [result.stage_at(t) for t in range(horizon)]
-    mean = sum(kept[s] for s in at) / horizon
-    possible, best, cheapest = brute_force(kl, kept, horizon, budget)
-    assert list(result.boundaries) == sorted(result.boundaries) and result.boundaries[0] >= 1
-    assert at[0] == 0  # the first token comes with the prompt
-    if possible:
-        assert mean <= budget + 1e-6
-        assert sum(kl[s][t] for t, s in enumerate(at)) == pytest.approx(best, abs=1e-9)
-    else:
-        assert mean == pytest.approx(cheapest)
-
-
-def test_blocks_and_default_budget() -> None:
-    kl = [[0.1] * 6, [0.2] * 6, [0.6] * 6]
-    kept = [0.9, 0.8, 0.7]
-    result = choose(kl, kept, horizon=96, block=16)
-    mean = sum(kept[result.stage_at(t)] for t in range(96)) / 96
-    assert mean <= 0.8 + 1e-6 and all(b == 1 or b % 16 == 0 for b in result.boundaries)
-    assert result.horizon == 96 and result.block == 16 and result.divergence == tuple(map(tuple, kl))
-
-
-def test_early_divergence_delays_the_move() -> None:
-    """Half on .9 and half on .7 where small stages hurt early; all on .8 where the last one hurts late."""
-    kept = [0.9, 0.8, 0.7]
-    early, late = [3.0, 2.0, 1.0, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 1.0, 2.0, 3.0]
-    assert choose([[0.0] * 6, early, early], kept).boundaries == (48, 48)
-    assert choose([[0.0] * 6, late, [3 * v for v in late]], kept).boundaries[0] <= 16
-    for kl in (early, late):
-        assert choose([[0.0] * 6, kl], [0.9, 0.6], mean_keep=0.9).boundaries == (96,)  # nothing forces a move
-
-
-def test_one_stage_has_no_boundary() -> None:
-    result = choose([[0.5] * 6], [0.8])
-    assert result.boundaries == () and result.stage_at(1000) == 0
-
-
-def test_many_stages_are_searched_on_a_coarser_grid() -> None:
-    stages = 12
-    kl = [[0.1 * s] * 6 for s in range(stages)]
-    result = choose(kl, [1 - 0.05 * s for s in range(stages)])
-    assert len(result.boundaries) == stages - 1
+HORIZON, BLOCK, END = 40, 8, 512
 
 
 @pytest.fixture(scope="module")
-def dense(compressed_stories: Any) -> tuple[Any, list[Answer], list[torch.Tensor]]:
+def measured(compressed_stories: Any) -> tuple[Any, list[Answer], list[torch.Tensor], list[float]]:
+    """The compressed model, five answers of 40, 33, 26, 19 and 1 tokens, their log-probabilities, the shares."""
+    loaded, plan = compressed_stories.source, compressed_stories.manifest.plan
+    full = reference_answers(loaded.model, loaded.tokenizer, built_in_prompts()[2:7], context=512, horizon=40)
+    cut = [Answer(a.prompt, a.answer[:, :n]) for a, n in zip(full, (40, 33, 26, 19, 1), strict=True)]
+    model = flrc_edge.load(compressed_stories.checkpoint)
+    return model, cut, dense_log_probs(loaded.model, cut), [plan.kept(s) for s in range(3)]
+
+
+def test_built_in_prompts(stories: Any) -> None:
+    prompts = built_in_prompts()
+    assert len(prompts) == len(set(prompts)) == 16 and all(p.strip() == p for p in prompts)
+    # Both halves ask for short answers and for long ones.
+    for half in (prompts[::2], prompts[1::2]):
+        assert sum("1 or 2 sentences" in p for p in half) == 2 and sum("3 sentences" in p for p in half) == 1
+
+
+def test_prompts_that_leave_no_room_are_left_out(compressed_stories: Any) -> None:
     loaded = compressed_stories.source
-    reference = answers(loaded.model, loaded.tokenizer, built_in_prompts()[:3], horizon=40)
-    return loaded, reference, dense_log_probs(loaded.model, reference)
+    prompts = ["A dog", "A dog and a cat and a bird went out to play in the big green garden", "A cat"]
+    sizes = [prompt_ids(loaded.tokenizer, p).shape[1] for p in prompts]
+    found = reference_answers(loaded.model, loaded.tokenizer, prompts, context=max(sizes) + 7, horizon=8)
+    assert [a.prompt.shape[1] for a in found] == [sizes[0], sizes[2]]
+    found = reference_answers(loaded.model, loaded.tokenizer, prompts, context=max(sizes) + 8, horizon=8)
+    assert [a.prompt.shape[1] for a in found] == sizes
 
 
-def test_answers_are_the_greedy_ones(dense: Any) -> None:
-    loaded, reference, _ = dense
-    assert len(reference) == 3
-    for a, prompt in zip(reference, built_in_prompts(), strict=False):
-        assert torch.equal(a.prompt, prompt_ids(loaded.tokenizer, prompt))
-        assert a.prompt[0, 0] == loaded.tokenizer.bos_token_id and 1 <= a.answer.shape[1] <= 40
-        ids = torch.cat([a.prompt, a.answer], dim=1)
-        with torch.no_grad():
-            greedy = loaded.model(input_ids=ids[:, :-1]).logits[0].argmax(-1)
-        assert torch.equal(greedy[a.prompt.shape[1] - 1 :], a.answer[0])
-
-
-def test_prompts_go_through_the_chat_template(stories: Any) -> None:
-    tokenizer = open_model(str(stories)).tokenizer
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %} bot:{% endif %}"
+def test_validation_against_the_single_measurements(measured: Any) -> None:
+    model, reference, dense, kept = measured
+    done: list[tuple[str, int, int]] = []
+    schedule = Schedule((8, 16))
+    found = validate(
+        model, reference, dense, schedule=schedule, kept=kept, progress=lambda *step: done.append(step)
     )
-    ids = prompt_ids(tokenizer, "Hi")[0].tolist()
-    assert ids == tokenizer("<s>user:Hi bot:", add_special_tokens=False)["input_ids"]
-    assert ids.count(tokenizer.bos_token_id) == 1
-
-
-def test_dense_log_probs(dense: Any) -> None:
-    _loaded, reference, log_probs = dense
-    for a, found in zip(reference, log_probs, strict=True):
-        assert found.shape == (a.answer.shape[1], 512)
-        assert torch.equal(found.argmax(-1), a.answer[0])
-        assert torch.allclose(found.exp().sum(-1), torch.ones(len(found)), atol=1e-5)
-
-
-def test_the_dense_model_does_not_diverge_from_itself(dense: Any) -> None:
-    loaded, reference, log_probs = dense
-    rows = divergence(loaded.model, reference, log_probs, stages=2, horizon=40, block=10)
-    assert len(rows) == 2 and all(len(r) == 4 for r in rows)
-    assert max(abs(v) for row in rows for v in row) < 1e-5
-
-
-def test_divergence_against_two_passes_by_hand(compressed_stories: Any, dense: Any) -> None:
-    """The prompt through the stage 0 model, then token by token through another model, on one cache."""
-    _, reference, log_probs = dense
-    stage_models = [flrc_edge.load(compressed_stories.checkpoint, stage=s) for s in range(3)]
-    found = divergence(
-        flrc_edge.load(compressed_stories.checkpoint), reference, log_probs, stages=3, horizon=40, block=8
+    stages = [schedule.stage_at(t) for n in (40, 33, 26, 19) for t in range(1, n)]
+    share = sum(kept[s] for s in stages) / len(stages)
+    assert found.schedule.share == found.constant.share == found.reversed.share == pytest.approx(share)
+    assert (found.answers, found.tokens) == (5, 119) and done[-1] == ("schedule", 5, 5)
+    assert found.schedule.kl == pytest.approx(
+        schedule_divergence(model, reference, dense, schedule.stage_at), rel=1e-6
     )
-    total, count = torch.zeros(3, 5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
-    with torch.no_grad():
-        for a, expected in zip(reference, log_probs, strict=True):
-            for t in range(a.answer.shape[1]):
-                count[t // 8] += 1
-            for s in range(3):
-                out = stage_models[0](input_ids=a.prompt, use_cache=True)
-                for t in range(a.answer.shape[1]):
-                    q = out.logits[0, -1].double().log_softmax(-1)
-                    p = expected[t].double()
-                    total[s, t // 8] += (p.exp() * (p - q)).sum()
-                    out = stage_models[s](
-                        input_ids=a.answer[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True
-                    )
-    reached = int((count > 0).sum())
-    expected_rows = (total[:, :reached] / count[:reached]).tolist()
-    for row, wanted in zip(found, expected_rows, strict=True):
-        assert row[:reached] == pytest.approx(wanted, rel=1e-3, abs=1e-5)
-    # Stages 1 and 2 start from the same first token, which stage 0 computed, and part after it.
-    assert found[0] != found[1] != found[2] and found[2][0] > found[0][0] > 1e-4
+    total = 0.0
+    for a, d in zip(reference, dense, strict=True):
+        script = [0, *reversed([schedule.stage_at(t) for t in range(1, a.length)])]
+        total += float(token_divergence(model, a, d, script.__getitem__).sum())
+    assert found.reversed.kl == pytest.approx(total / 119, rel=1e-6)
+    # The share lies between stages 1 and 2; so does the constant stage's divergence, below the straight line.
+    assert kept[2] < share < kept[1]
+    ends = [schedule_divergence(model, reference, dense, constant(s, 3, end=END).stage_at) for s in (1, 2)]
+    weight = (share - kept[2]) / (kept[1] - kept[2])
+    assert ends[0] < found.constant.kl < weight * ends[0] + (1 - weight) * ends[1] < ends[1]
+    assert found.gain == pytest.approx(found.constant.kl - found.schedule.kl) and found.gain_error > 0
+    assert found.pays == (found.gain > 0)
 
 
-def test_blocks_no_answer_reaches_take_the_last_value(dense: Any) -> None:
-    loaded, reference, log_probs = dense
-    short = [Answer(a.prompt, a.answer[:, :5]) for a in reference]
-    rows = divergence(loaded.model, short, [p[:5] for p in log_probs], stages=1, horizon=40, block=4)
-    assert len(rows[0]) == 10 and set(rows[0][1:]) == {rows[0][1]} and rows[0][0] != rows[0][1]
+def test_a_constant_schedule_equals_its_control(measured: Any) -> None:
+    model, reference, dense, kept = measured
+    for stage in range(3):
+        found = validate(model, reference, dense, schedule=constant(stage, 3, end=END), kept=kept)
+        assert found.schedule.kl == found.constant.kl == pytest.approx(found.reversed.kl)
+        assert found.schedule.share == pytest.approx(kept[stage])
+        assert found.gain == 0 and found.gain_error == 0 and not found.pays
 
 
-def test_answers_of_one_token(compressed_stories: Any, dense: Any) -> None:
-    _, reference, log_probs = dense
-    one = [Answer(a.prompt, a.answer[:, :1]) for a in reference]
-    model = flrc_edge.load(compressed_stories.checkpoint)
-    rows = divergence(model, one, [p[:1] for p in log_probs], stages=3, horizon=8, block=8)
-    assert rows[0] == rows[1] == rows[2]  # the one token comes from the prompt, which stage 0 reads
+def test_neighbours() -> None:
+    kept = [0.9, 0.8, 0.8, 0.6]
+    assert neighbours(kept, 0.7) == (2, 3, pytest.approx(0.5))
+    assert neighbours(kept, 0.85) == (0, 1, pytest.approx(0.5))
+    assert neighbours(kept, 0.9) == (0, 0, 1.0) and neighbours(kept, 0.6) == (3, 3, 1.0)
+    assert neighbours(kept, 0.6 + 1e-15) == (3, 3, 1.0)
+    above, below, weight = neighbours(kept, 0.8)
+    assert kept[above] == kept[below] == 0.8 and weight == 1.0
 
 
-def test_values_that_are_not_finite(compressed_stories: Any, dense: Any) -> None:
-    _, reference, log_probs = dense
-    model = flrc_edge.load(compressed_stories.checkpoint)
-    with torch.no_grad():
-        model.model.norm.weight[0] = float("nan")
-    with pytest.raises(NumericalError, match="stage 0 gives values that are not finite on prompt 0"):
-        divergence(model, reference, log_probs, stages=3, horizon=40)
+def test_plan_chooses_on_one_half_and_validates_on_the_other(measured: Any) -> None:
+    model, reference, dense, kept = measured
+    planned = plan_schedule(model, reference, dense, kept=kept, horizon=HORIZON, block=BLOCK, end=END)
+    # The answer of one token has no decode step: 0 and 2 choose, 1 and 3 validate.
+    rows = planned.schedule.divergence
+    again = [[0.0] * 5 for _ in range(3)]
+    for s in range(3):
+        kl = [token_divergence(model, reference[i], dense[i], lambda t, s=s: s if t else 0) for i in (0, 2)]
+        for b in range(5):
+            again[s][b] = float(torch.cat([k[8 * b : 8 * b + 8] for k in kl]).mean())
+    assert [list(r) for r in rows] == [pytest.approx(r, rel=1e-5) for r in again]
+    free = choose(rows, kept, lengths=[40, 26], horizon=HORIZON, block=BLOCK, end=END)
+    first = free.stage_at(1) - 1 if free.stage_at(1) == free.stage_at(39) else None
+    assert planned.chosen == choose(
+        rows, kept, lengths=[40, 26], horizon=HORIZON, block=BLOCK, end=END, first=first
+    )
+    held_out = validate(
+        model, [reference[i] for i in (1, 3)], [dense[i] for i in (1, 3)], schedule=planned.chosen, kept=kept
+    )
+    assert planned.validation == held_out
+    if held_out.pays:
+        assert planned.schedule == planned.chosen
+    else:
+        assert planned.schedule.boundaries == (1, END) and planned.used == (0, 1)
+        assert planned.schedule.divergence == planned.chosen.divergence and planned.schedule.block == BLOCK
+
+
+@pytest.mark.parametrize("gain", [0.01, 0.0, -0.01])
+def test_the_control_takes_over_where_the_schedule_does_not_pay(
+    measured: Any, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
+    model, reference, dense, kept = measured
+
+    def judged(*_: Any, **__: Any) -> Validation:
+        at = Measured(0.5, kept[1])
+        return Validation(replace(at, kl=0.5 - gain), at, at, gain, 0.001, 2, 50)
+
+    monkeypatch.setattr(planning, "validate", judged)
+    planned = plan_schedule(model, reference, dense, kept=kept, horizon=HORIZON, block=BLOCK, end=END)
+    assert planned.chosen.boundaries[0] > 1  # falls: a constant stage has been kept out of the choice
+    assert planned.schedule.boundaries == (planned.chosen.boundaries if gain > 0 else (1, END))
+
+
+def test_without_a_stage_of_that_share_the_schedule_stays(
+    measured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stages and a budget between them: there is no constant stage to fall back to."""
+    model, reference, dense, kept = measured
+
+    def judged(*_: Any, **__: Any) -> Validation:
+        at = Measured(0.5, (kept[0] + kept[1]) / 2)
+        return Validation(replace(at, kl=0.6), at, at, -0.1, 0.001, 2, 50)
+
+    monkeypatch.setattr(planning, "validate", judged)
+    planned = plan_schedule(model, reference, dense, kept=kept[:2], horizon=HORIZON, block=BLOCK)
+    assert planned.schedule == planned.chosen and planned.used == (0, 1)
+    assert planned.validation is not None and not planned.validation.pays
+
+
+def test_one_answer_is_both_halves(measured: Any) -> None:
+    model, reference, dense, kept = measured
+    planned = plan_schedule(model, reference[:1], dense[:1], kept=kept, horizon=HORIZON, block=BLOCK, end=END)
+    assert planned.validation is not None
+    assert (planned.validation.answers, planned.validation.tokens) == (1, 40)
+    assert planned.validation.gain_error == 0
+
+
+def test_nothing_to_measure(measured: Any) -> None:
+    """No answer, or none with a decode step: the constant stage the budget allows."""
+    model, reference, dense, kept = measured
+    for some in (slice(0, 0), slice(4, 5)):
+        planned = plan_schedule(model, reference[some], dense[some], kept=kept, end=END)
+        assert planned.schedule == Schedule((1, END)) and planned.validation is None
+    cheap = plan_schedule(model, [], [], kept=kept, mean_keep=0.5, end=END)
+    assert cheap.schedule == Schedule((1, 1)) and cheap.used == (0, 2)
+    assert plan_schedule(model, reference, dense, kept=kept[:1]).schedule == Schedule(())
+
+
+def test_progress_counts_both_halves(measured: Any) -> None:
+    model, reference, dense, kept = measured
+    done: list[tuple[str, int, int]] = []
+    plan_schedule(
+        model, reference, dense, kept=kept, horizon=HORIZON, progress=lambda *step: done.append(step)
+    )
+    assert done == [("schedule", i, 4) for i in (1, 2, 3, 4)]
 
 
 def test_compress_records_what_it_measured(compressed_stories: Any) -> None:
-    plan, schedule = compressed_stories.manifest.plan, compressed_stories.manifest.schedule
-    assert len(schedule.boundaries) == 2 and schedule.horizon == 96 and schedule.block == 16
-    assert len(schedule.divergence) == 3 and all(len(r) == 6 for r in schedule.divergence)
-    kept = [plan.kept(s) for s in range(3)]
-    again = choose(schedule.divergence, kept)
-    assert again == schedule
-    assert sum(kept[schedule.stage_at(t)] for t in range(96)) / 96 <= sum(kept) / 3 + 1e-6
+    """The checkpoint's schedule is the plan made from the checkpoint itself."""
+    loaded, content = compressed_stories.source, compressed_stories.manifest
+    kept = [content.plan.kept(s) for s in range(3)]
+    reference = reference_answers(loaded.model, loaded.tokenizer, context=512)
+    planned = plan_schedule(
+        flrc_edge.load(compressed_stories.checkpoint),
+        reference,
+        dense_log_probs(loaded.model, reference),
+        kept=kept,
+        end=512,
+    )
+    assert content.schedule.boundaries == planned.schedule.boundaries
+    assert content.schedule.horizon == 96 and content.schedule.block == planned.schedule.block == 8
+    for row, wanted in zip(content.schedule.divergence, planned.schedule.divergence, strict=True):
+        assert len(row) == 12 and row == pytest.approx(wanted, rel=1e-4)
+    steps = [kept[content.schedule.stage_at(t)] for a in reference for t in range(1, a.length)]
+    assert sum(steps) / len(steps) <= kept[1] + 0.01  # chosen for the lengths of the other half

@@ -106,7 +106,7 @@ def test_a_full_disk(cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytes
 
 
 def test_only_the_newest_are_kept(cache: Path) -> None:
-    for i in range(KEPT + 2):
+    for i in range(KEPT["statistics"] + 2):
         cached_statistics(f"f{i}", lambda i=i: some_statistics(i))  # type: ignore[misc]
         os.utime(cache / "statistics" / f"f{i}.safetensors", (1e9 + i, 1e9 + i))
     cached_statistics("last", some_statistics)

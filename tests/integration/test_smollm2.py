@@ -89,14 +89,23 @@ def test_stages(smollm2: tuple[Any, Path], genai_greedy: Any, tmp_path: Path) ->
 
 
 def _export_stage_0(checkpoint: Path, target: Path) -> None:
-    """Copy a checkpoint, with stage 0 as its only stage."""
+    """Copy a checkpoint, with stage 0 as its only stage: every projection in one chunk."""
     import shutil
     from dataclasses import replace
+
+    from safetensors.torch import load_file, save_file
 
     from flrc_runtime import manifest
 
     shutil.copytree(checkpoint, target)
     content = manifest.read(checkpoint)
+    tensors = load_file(target / "factors.safetensors")
+    whole = {}
+    for p in content.plan.projections:
+        for side, along in (("U", 1), ("V", 0)) if not p.dense else ():
+            chunks = [tensors[f"{p.name}.chunks.{i}.{side}"] for i in range(len(p.chunks()))]
+            whole[f"{p.name}.chunks.0.{side}"] = torch.cat(chunks, along)
+    save_file(whole, target / "factors.safetensors")
     plan = replace(
         content.plan,
         keep=content.plan.keep[:1],

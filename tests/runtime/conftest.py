@@ -31,6 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Stories:
 
     import flrc_edge
     from flrc_edge import checkpoint
+    from flrc_edge.chunks import chunks_of
     from flrc_edge.compression import model_info
     from flrc_exporters.bundle import export
 
@@ -43,7 +44,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Stories:
         plans.append(manifest.ProjectionPlan(projection.name, projection.shape, (most, less)))
         weight = source.model.get_submodule(projection.name).weight.detach()
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
-        factors[projection.name] = (u * s, v)
+        factors[projection.name] = chunks_of(u * s, v, plans[-1])
     content = manifest.Manifest(
         kind="checkpoint",
         model=model_info("stories260k", source.config),

@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 
 from flrc_runtime import manifest
 from flrc_runtime.errors import FlrcError, FormatError, VerificationError
-from flrc_runtime.manifest import Manifest, ModelInfo, ProjectionPlan, RankPlan, Schedule, seal
+from flrc_runtime.manifest import (
+    Manifest,
+    ModelInfo,
+    ProjectionPlan,
+    RankPlan,
+    Schedule,
+    break_even,
+    factor_parameters,
+    seal,
+)
 
 INFO = ModelInfo("m", "llama", 32, 8, 1, 2, 1, 4, 64, (2,), 1000)
 PLAN = RankPlan(
@@ -26,7 +35,7 @@ PLAN = RankPlan(
     (
         ProjectionPlan("a", (8, 8), (None, None, None)),
         ProjectionPlan("b", (8, 16), (5, 3, 3)),
-        ProjectionPlan("c", (4, 8), (2, 2, 2)),
+        ProjectionPlan("c", (4, 8), (2, 2, 2), storage="pivoted"),
     ),
     {"a": 1.5},
 )
@@ -82,8 +91,62 @@ def test_plan_arithmetic() -> None:
     assert PLAN.projections[2].chunks() == ((0, 2),)
     assert [b.parameters(s) for s in range(3)] == [120, 72, 72] and PLAN.projections[0].parameters(2) == 64
     assert PLAN.dense_parameters == 64 + 128 + 32
-    assert PLAN.activated(0) == 64 + 120 + 24 and PLAN.kept(1) == (64 + 72 + 24) / 224
+    assert PLAN.activated(0) == 64 + 120 + 20 and PLAN.kept(1) == (64 + 72 + 20) / 224
     assert PLAN.num_stages == 3 and list(PLAN.by_name()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks", "expected"),
+    [
+        ((8, 16), (3,), [3 * 24 - 9]),
+        ((16, 8), (3, 3), [63, 63]),
+        ((8, 16), (5, 3, 3), [63 + 2 * 24 - 4, 63, 63]),
+        ((8, 16), (7, 5, 3), [63 + 44 + 44, 63 + 44, 63]),
+        ((8, 16), (8,), [8 * 16]),  # all ranks in one chunk are the matrix itself
+        ((8, 8), (8, 8), [64, 64]),
+        # Two chunks up to the full rank hold the matrix and the choice of its part of rank 3: 2 * 3 * 5 more.
+        ((8, 16), (8, 3), [8 * 16 + 30, 63]),
+        ((8, 16), (1, 1), [8 + 16 - 1] * 2),
+    ],
+)
+def test_parameters_of_pivoted_factors(
+    shape: tuple[int, int], ranks: tuple[int, ...], expected: list[int]
+) -> None:
+    plan = ProjectionPlan("p", shape, ranks, storage="pivoted")
+    assert [plan.parameters(s) for s in range(len(ranks))] == expected
+    plain = ProjectionPlan("p", shape, ranks)
+    assert plain.storage == "plain" and plain.chunks() == plan.chunks()
+    assert [plain.parameters(s) for s in range(len(ranks))] == [sum(shape) * r for r in ranks]
+
+
+@pytest.mark.parametrize("shape", [(8, 16), (16, 8), (8, 8), (2, 3), (1, 9), (1, 1)])
+def test_pivoted_factors_are_smaller_below_the_full_rank(shape: tuple[int, int]) -> None:
+    m, n = shape
+    most = break_even(shape, storage="pivoted")
+    sizes = [factor_parameters(shape, r, storage="pivoted") for r in range(min(m, n) + 1)]
+    assert most == min(m, n) - 1 and all(size < m * n for size in sizes[: most + 1]) and sizes[-1] == m * n
+    assert sizes == sorted(sizes)
+
+
+def test_the_matrices_of_a_projection_and_their_formats() -> None:
+    stages = (5, 3, 3)
+    shapes = ((3, 16), (8, 3), (2, 16), (8, 2))
+    names = ("chunks.0.V", "chunks.0.U", "chunks.1.V", "chunks.1.U")
+    formats = ("int4/32", "int8/64", "int2/128", "fp32")
+    plain = ProjectionPlan("p", (8, 16), stages, formats=formats)
+    assert plain.matrices() == dict(zip(names, shapes, strict=True))
+    assert [plain.format_of(name) for name in names] == list(formats)
+    pivoted = ProjectionPlan("p", (8, 16), stages, storage="pivoted")
+    assert pivoted.matrices()["chunks.0.U"] == (5, 3) and pivoted.matrices()["chunks.1.U"] == (6, 2)
+    assert sum(m * n for m, n in pivoted.matrices().values()) == pivoted.parameters(0)
+    assert {pivoted.format_of(name) for name in names} == {""}
+    dense = ProjectionPlan("p", (8, 16), (None,), formats=("int8/32",))
+    assert dense.matrices() == {"weight": (8, 16)} and dense.format_of("weight") == "int8/32"
+
+
+def test_an_unknown_storage() -> None:
+    with pytest.raises(FormatError, match="p: storage 'sparse' is unknown"):
+        ProjectionPlan("p", (8, 8), (3,), storage="sparse")  # type: ignore[arg-type]
 
 
 def test_schedule_stages() -> None:
@@ -95,10 +158,12 @@ def test_schedule_stages() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(schema_version=2), "written in format 2, this flrc-edge reads 1"),
+        (lambda c: c.update(schema_version=1), "written in format 1, this flrc-edge reads 2"),
+        (lambda c: c.update(schema_version=3), "written in format 3, this flrc-edge reads 2"),
         (lambda c: c.pop("schema_version"), "written in format None"),
-        (lambda c: c.update(schema_version="1"), "written in format 1, this"),
-        (lambda c: c.update(schema_version=True), "expected int, found bool"),
+        (lambda c: c.update(schema_version="2"), "written in format 2, this"),
+        (lambda c: c.update(schema_version=True), "written in format True, this"),
+        (lambda c: c.update(schema_version=2.0), "expected int, found float"),
         (lambda c: c.update(extra=1), "unknown field 'extra'"),
         (lambda c: c["model"].update(extra=1), r"flrc.json.model: unknown field 'extra'"),
         (lambda c: c.pop("plan"), "missing 1 required"),
@@ -128,6 +193,18 @@ def test_schedule_stages() -> None:
         (lambda c: c["plan"]["projections"][1].update(ranks=[5, 3, None]), "dense at some stages"),
         (lambda c: c["plan"]["projections"][1].update(shape=[8, 0]), "two positive integers"),
         (lambda c: c["plan"]["projections"][1].update(shape=[8]), "expected 2 entries"),
+        (
+            lambda c: c["plan"]["projections"][1].update(storage="sparse"),
+            "'sparse' is not one of plain, pivoted",
+        ),
+        (lambda c: c["plan"]["projections"][1].update(storage=None), "None is not one of plain, pivoted"),
+        (lambda c: c["plan"]["projections"][0].update(formats=["int3/32"]), "a: a format of .* is unknown"),
+        (lambda c: c["plan"]["projections"][0].update(formats=["fp32"] * 2), "a: 1 matrices need as many"),
+        (lambda c: c["plan"]["projections"][1].update(formats=["fp32"] * 2), "b: 4 matrices need as many"),
+        (lambda c: c["plan"]["projections"][0].update(formats=["fp32"]), "some number formats are given"),
+        (lambda c: c["plan"].update(embedding="int4"), "plan.embedding 'int4' is unknown"),
+        (lambda c: c["plan"].update(embedding="int4/32"), "some number formats are given"),
+        (lambda c: c["plan"]["candidates"].update(a=10**400), "out of range"),
         (lambda c: c["plan"]["scores"].update(a=10**400), "out of range"),
         (lambda c: c["calibration"]["texts"][0].update(weight=10**400), "out of range"),
         (lambda c: c["schedule"].update(boundaries=[4]), "3 stages need 2 schedule boundaries"),
