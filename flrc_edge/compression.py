@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -24,10 +24,13 @@ from flrc_edge.correction import fit_corrected
 from flrc_edge.divergence import dense_log_probs
 from flrc_edge.errors import UsageError
 from flrc_edge.factorization import Factors, Method, factorize
+from flrc_edge.input_grams import weighted_grams
+from flrc_edge.integers import quantize_model, with_formats
 from flrc_edge.lowrank import low_rank_layer, replace_linear
 from flrc_edge.measured import measured_losses
 from flrc_edge.models import LoadedModel, open_model
 from flrc_edge.progress import Progress, silent
+from flrc_edge.quantization import QuantizedMatrix
 from flrc_edge.statistics_cache import cached_losses, cached_statistics
 from flrc_edge.texts import WeightedText, Windows, token_windows
 from flrc_edge.validation import Validation
@@ -48,6 +51,7 @@ from flrc_runtime.manifest import (
 # answers falls from 0.31 to 0.15 at keep .9, against no chat at all.
 DEFAULT_TEXTS = (WeightedText("chat", 0.5), WeightedText("wikitext2", 0.25), WeightedText("austen", 0.25))
 MEASURED_WINDOWS = 8  # whose losses are measured at every rank: a curve is an average over all their tokens
+GRAM_WINDOWS = 24  # whose inputs say how to round
 EXPORT_CONTEXT = 4096  # positions an export has by default; its module would import onnx
 _log = logging.getLogger(__name__)
 
@@ -63,6 +67,8 @@ class Settings:
         factorization: ``two-sided`` (gradient-aware) or ``one-sided`` (activation-aware).
         labels: What the gradients of the statistics predict: tokens ``sampled`` from the model, or the ``text``.
         correct: Fit factors on the inputs that the compressed layers before them produce (correction.py).
+        dtype: ``float`` keeps the model's dtype; ``int8`` and ``int4`` round with compensation (quantization.py).
+        head: Number format of embedding and head of a checkpoint of integers.
         storage: ``pivoted`` (r rows and the others as their combinations) or ``plain`` (two factors).
         texts: Calibration texts and their weights.
         tokens: Calibration tokens; at least 16 a feature of the widest input are advised.
@@ -79,6 +85,8 @@ class Settings:
     factorization: Method = "two-sided"
     labels: Labels = "sampled"
     correct: bool = False
+    dtype: Literal["float", "int8", "int4"] = "float"
+    head: Literal["int8", "int4"] = "int8"
     storage: Storage = "plain"
     texts: tuple[WeightedText, ...] = DEFAULT_TEXTS
     tokens: int = 32 * 1024
@@ -96,6 +104,8 @@ class Settings:
             "factorization": Method,
             "labels": Labels,
             "storage": Storage,
+            "dtype": Literal["float", "int8", "int4"],
+            "head": Literal["int8", "int4"],
         }
         for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
@@ -202,18 +212,29 @@ def compress(
             chunks = stored_chunks(plan, factors)
     with timings.phase("schedule"):
         boundaries = _schedule(loaded, plan, chunks, settings, progress)
+    integers: dict[str, QuantizedMatrix] = {}
+    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+    if settings.dtype != "float":
+        dtype, plan = settings.dtype, with_formats(plan, settings.dtype, head=settings.head)
+        ids = _some(calibration_windows(loaded, settings).ids, GRAM_WINDOWS)
+        with timings.phase("input moments"):
+            grams = weighted_grams(loaded.model, list(shapes), ids, progress=progress)
+        with timings.phase("quantize"):
+            integers = quantize_model(loaded, plan, chunks, grams, progress=progress)
     content = Manifest(
         kind="checkpoint",
         model=info,
         plan=plan,
         schedule=boundaries,
-        dtype=str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
+        dtype=dtype,
         factorization=settings.factorization,
         calibration=calibration,
         versions=_versions(),
     )
     with timings.phase("write"):
-        return checkpoint.write(target, content, source=loaded, factors=chunks, overwrite=overwrite)
+        return checkpoint.write(
+            target, content, source=loaded, factors=chunks, integers=integers, overwrite=overwrite
+        )
 
 
 def measure(
@@ -283,11 +304,16 @@ def with_losses(
         progress: Called after each window.
     """
     ids = calibration_windows(loaded, settings).ids
-    some = ids[torch.linspace(0, len(ids) - 1, min(MEASURED_WINDOWS, len(ids))).long()]
+    some = _some(ids, MEASURED_WINDOWS)
     parts = (fingerprint, settings.factorization, settings.storage, len(some))
     key = hashlib.sha256(repr(parts).encode()).hexdigest() if settings.reuse_statistics else None
     losses = cached_losses(key, lambda: measured_losses(loaded.model, factors, some, progress=progress))
     return {name: replace(f, measured=losses[name]) for name, f in factors.items()}
+
+
+def _some(ids: torch.Tensor, count: int) -> torch.Tensor:
+    """Return ``count`` windows spread over all of them."""
+    return ids[torch.linspace(0, len(ids) - 1, min(count, len(ids))).long()]
 
 
 def search_plan(

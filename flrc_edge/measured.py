@@ -46,7 +46,7 @@ def measured_losses(
             parameter.requires_grad_(False)
         # Gradients flow from the embedding on; no weight needs its own.
         embedding = model.get_input_embeddings()
-        stack.callback(embedding.register_forward_hook(_start_gradient).remove)
+        stack.callback(embedding.register_forward_hook(start_gradient).remove)
         for name, f in factors.items():
             hook = _Measurement(f, sums[name])
             stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
@@ -68,7 +68,8 @@ def measured_losses(
     return result
 
 
-def _start_gradient(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def start_gradient(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Forward hook of the embedding: gradients flow from here on, and no weight needs its own."""
     return output.detach().requires_grad_()
 
 

@@ -36,6 +36,20 @@ from flrc_edge.errors import UsageError
     help="Number format that --target-size counts in.",
 )
 @click.option(
+    "--dtype",
+    type=click.Choice(["float", "int8", "int4"]),
+    default="float",
+    show_default=True,
+    help="Numbers of the projections; integers are rounded with compensation, better than export --dtype does.",
+)
+@click.option(
+    "--head",
+    type=click.Choice(["int8", "int4"]),
+    default="int8",
+    show_default=True,
+    help="Numbers of embedding and head if --dtype names integers.",
+)
+@click.option(
     "--allocator",
     type=click.Choice(["measured", "search", "spectrum", "fisher", "uniform"]),
     default="measured",

@@ -21,7 +21,7 @@ DTYPES = click.Choice(["fp32", "int8", "int4"])
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to write."
 )
 @click.option(
-    "--dtype", type=DTYPES, default="int4", show_default=True, help="Number format of the matrices."
+    "--dtype", type=DTYPES, help="Number format of a checkpoint of floats; default: int4, rounded to nearest."
 )
 @click.option("--head", type=DTYPES, help="Number format of embedding and head; default: that of --dtype.")
 @click.option(
@@ -42,13 +42,15 @@ def command(
 ) -> None:
     """Export CHECKPOINT into a bundle: one ONNX graph per stage, one weight file.
 
-    Integer formats are rounded to nearest in blocks of 32, without compensating the error.
+    A checkpoint of integers (compress --dtype) is laid out as it is. Of one of floats, integers are rounded to
+    nearest in blocks of 32, without compensating the error.
     """
     from flrc_exporters.bundle import export
+    from flrc_runtime.manifest import read
 
     quiet = bool((ctx.find_root().params or {}).get("quiet"))
-    if dtype != "fp32" and not quiet:
-        click.echo(f"{dtype}: weights are rounded to nearest in blocks of 32", err=True)
+    if dtype != "fp32" and not quiet and not read(checkpoint, "checkpoint").plan.embedding:
+        click.echo(f"{dtype or 'int4'}: weights are rounded to nearest in blocks of 32", err=True)
     manifest = export(
         checkpoint,
         output,
@@ -61,7 +63,9 @@ def command(
     if as_json:
         click.echo(json.dumps(_summary(manifest, output), indent=1))
         return
-    click.echo(f"Wrote {output} ({_mb(_size(manifest))}, {dtype}, context {manifest.model.context_length}):")
+    click.echo(
+        f"Wrote {output} ({_mb(_size(manifest))}, {manifest.dtype}, context {manifest.model.context_length}):"
+    )
     for i, stage in enumerate(manifest.stages):
         click.echo(f"  stage {i}  keep {stage.keep:.3f}  reads {_mb(stage.bytes)} a token")
     click.echo(f'Next: flrc-edge generate {output} "Once upon a time"')

@@ -1,0 +1,80 @@
+"""Second moments of projection inputs, every token weighed by how much the loss depends on it.
+
+``E[‖g_t‖² x_t x_tᵀ] / E[‖g_t‖²]`` with g the gradient at the projection's output, labels sampled from the model. A few
+massive tokens dominate the plain ``E[x xᵀ]`` though almost nothing depends on them: rounding under it (GPTQ) ends no
+better than rounding to nearest on SmolLM2-135M, under the weighted one it costs a quarter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flrc_edge.calibration import NotFiniteError, backward
+from flrc_edge.errors import NumericalError
+from flrc_edge.measured import start_gradient
+from flrc_edge.progress import Progress, silent
+
+
+def weighted_grams(
+    model: Any, projections: Sequence[str], ids: Tensor, *, progress: Progress = silent
+) -> dict[str, Tensor]:
+    """Measure the weighted second moments of every projection's inputs.
+
+    Args:
+        model: The original model, float32.
+        projections: Names of its linear layers.
+        ids: ``[windows, T]`` tokens.
+        progress: Called after every window.
+
+    Returns:
+        ``[n, n]`` float32 by projection.
+
+    Raises:
+        NumericalError: A value is not finite.
+    """
+    sums = {name: _Weighted(model.get_submodule(name)) for name in projections}
+    wanted = {p: p.requires_grad for p in model.parameters()}
+    with ExitStack() as stack:
+        for parameter, before in wanted.items():
+            stack.callback(parameter.requires_grad_, before)
+            parameter.requires_grad_(False)
+        stack.callback(model.get_input_embeddings().register_forward_hook(start_gradient).remove)
+        for name, total in sums.items():
+            stack.callback(model.get_submodule(name).register_forward_hook(total).remove)
+        stack.enter_context(torch.enable_grad())
+        for i, window in enumerate(ids):
+            try:
+                backward(model, window[None], labels="sampled", seed=i)
+            except NotFiniteError as error:
+                raise NumericalError(f"{error} in calibration window {i}") from None
+            progress("input moments", i + 1, len(ids))
+    for name, total in sums.items():
+        if not torch.isfinite(total.gram).all():
+            raise NumericalError(f"{name}: its inputs or gradients are not finite")
+    return {
+        name: total.gram / max(total.weight, torch.finfo(torch.float32).tiny) for name, total in sums.items()
+    }
+
+
+class _Weighted:
+    """Sums of one projection, as a forward hook."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        n = module.weight.shape[1]
+        self.gram = torch.zeros(n, n)
+        self.weight = 0.0
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x = inputs[0].detach().flatten(0, -2)  # (T, n)
+        output.register_hook(lambda gradient: self._add(x, gradient.flatten(0, -2)))  # type: ignore[no-untyped-call]
+
+    def _add(self, x: Tensor, gradient: Tensor) -> None:
+        weights = gradient.double().square().sum(1)
+        rows = x * weights.sqrt()[:, None].to(x.dtype)
+        self.gram.addmm_(rows.T, rows)
+        self.weight += weights.sum().item()
