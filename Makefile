@@ -43,7 +43,7 @@ format: setup
 # Measures every figure of docs/benchmarks.md again; nothing else may run meanwhile.
 benchmarks: setup
 	$(BIN)/flrc-edge pull smollm2-135m
-	$(BIN)/flrc-edge compare smollm2-135m --keep .9,.8,.6 --calibration wikitext2 --no-cache --save docs/benchmarks.json
+	$(BIN)/flrc-edge compare smollm2-135m --keep .9,.8,.6 --recipe svd-llm --recipe flra-gw2 --recipe flra-gw2-two-sided --recipe spectrum-one-sided --recipe measured-two-sided --storage both --windows 8 --calibration wikitext2:.4 --calibration austen:.3 --calibration chat:.3 --tokens 73728 --save docs/benchmarks.json
 	$(BIN)/flrc-edge compare smollm2-135m --formats --save docs/benchmarks.json
 	$(BIN)/flrc-edge demo -o $(OUT)/demo --overwrite --save docs/benchmarks.json
 
