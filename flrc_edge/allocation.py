@@ -18,20 +18,18 @@ from math import floor
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flrc_edge.calibration import Moments
 from flrc_edge.errors import UsageError
 from flrc_edge.factorization import Factors
+from flrc_edge.plan_solver import Choice, solve
 from flrc_runtime.manifest import ProjectionPlan, RankPlan, Storage, break_even, factor_parameters
 
 Allocator = Literal["measured", "search", "spectrum", "fisher", "uniform"]
 Score = Literal["gw2", "gw2-rms", "g2-sum", "g2-mean", "g2-rms"]
 RANK_STEP = 32  # the quantization block, so that no block straddles two chunks
 MOST_RANKS = 48  # candidates a projection; a wide one is searched in larger multiples of the step
-ASCENT = 200  # steps of the search for prices of several stages
 Shapes = Mapping[str, tuple[int, int]]
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -180,19 +178,13 @@ def allocate(
     """
     check_keep(keep)
     _check_least(keep, ((c.shape, c.ranks, c.storage) for c in curves))
-    weights = np.ones(len(keep)) if stage_weights is None else np.asarray(stage_weights, float)
-    options = _Options(curves, len(keep), weights)
+    weights = (1.0,) * len(keep) if stage_weights is None else tuple(stage_weights)
     total = sum(m * n for m, n in (c.shape for c in curves))
     budgets = np.floor(np.asarray(keep) * total + 1e-6)
-    choice = _fill(options, _relax(options, budgets), budgets)
+    chosen = solve([_choices(c, len(keep), weights) for c in curves], budgets)
     projections = tuple(
-        ProjectionPlan(
-            c.name,
-            c.shape,
-            form := options.ranks[p][choice[p]],
-            storage="plain" if form[0] is None else c.storage,
-        )
-        for p, c in enumerate(curves)
+        ProjectionPlan(c.name, c.shape, choice.ranks, storage=choice.storage)
+        for c, choice in zip(curves, chosen, strict=True)
     )
     return RankPlan(allocator, tuple(float(k) for k in keep), projections, dict(scores or {}))
 
@@ -247,137 +239,43 @@ def check_keep(keep: Sequence[float]) -> None:
         )
 
 
-class _Options:
-    """All choices of all projections as padded arrays ``cost: [P, O, S]`` (parameters) and ``loss: [P, O]``."""
-
-    def __init__(self, curves: Sequence[Curve], stages: int, weights: Array) -> None:
-        self.ranks = [_forms(c, stages) for c in curves]
-        width = max(len(r) for r in self.ranks)
-        self.cost = np.full((len(curves), width, stages), np.inf)
-        self.loss = np.full((len(curves), width), np.inf)
-        for p, curve in enumerate(curves):
-            by_rank: dict[int | None, float] = dict(zip((*curve.ranks, None), curve.losses, strict=True))
-            by_rank[min(curve.shape)] = by_rank[None]
-            for o, form in enumerate(self.ranks[p]):
-                plan = ProjectionPlan(curve.name, curve.shape, form, curve.storage)
-                self.cost[p, o] = [plan.parameters(s) for s in range(stages)]
-                self.loss[p, o] = sum(w * by_rank[r] for w, r in zip(weights, form, strict=True))
-        self.finite_cost = np.where(np.isfinite(self.cost), self.cost, 0)
-        self.rows = np.arange(len(curves))
-        # Equal exchanges are made spread over the layers, not from the first layer on.
-        self.spread = np.argsort((self.rows * 0.6180339887498949) % 1.0)
-
-    def best(self, price: Array) -> NDArray[np.intp]:
-        """The choice of every projection when a parameter activated at stage s costs ``price[s]``."""
-        return np.asarray((self.loss + self.finite_cost @ price).argmin(axis=1))
-
-    def bound(self, price: Array, budgets: Array) -> float:
-        """No plan within the budgets has less loss than this, whatever the price."""
-        return float((self.loss + self.finite_cost @ price).min(axis=1).sum() - price @ budgets)
-
-    def spent(self, price: Array) -> Array:
-        return self._sum(self.best(price))
-
-    def _sum(self, choice: NDArray[np.intp]) -> Array:
-        return np.asarray(self.cost[self.rows, choice].sum(axis=0))
+def _choices(curve: Curve, stages: int, weights: Sequence[float]) -> list[Choice]:
+    """All forms of one projection, with the parameters each stage reads as their cost."""
+    loss = loss_by_rank(curve)
+    return [
+        Choice(
+            form,
+            tuple(float(p.parameters(s)) for s in range(stages)),
+            sum(w * loss[r] for w, r in zip(weights, form, strict=True)),
+            storage="plain" if p.dense else curve.storage,
+        )
+        for form in nested_forms(curve.ranks, curve.shape, stages, storage=curve.storage)
+        for p in (ProjectionPlan(curve.name, curve.shape, form, curve.storage),)
+    ]
 
 
-def _forms(curve: Curve, stages: int) -> list[tuple[int | None, ...]]:
-    """All nested rank sequences with at most one fall, and dense."""
-    ranks = curve.ranks
+def loss_by_rank(curve: Curve) -> dict[int | None, float]:
+    """Return the loss of every rank, of the full one and of the dense matrix (None)."""
+    loss: dict[int | None, float] = dict(zip((*curve.ranks, None), curve.losses, strict=True))
+    loss[min(curve.shape)] = loss[None]
+    return loss
+
+
+def nested_forms(
+    ranks: Sequence[int], shape: tuple[int, int], stages: int, *, storage: Storage
+) -> list[tuple[int | None, ...]]:
+    """Return all nested rank sequences with at most one fall, and dense.
+
+    Args:
+        ranks: Candidates, rising.
+        shape: ``(m, n)``.
+        stages: How many stages.
+        storage: How factors are stored.
+    """
     forms: list[tuple[int | None, ...]] = [(None,) * stages, *((rank,) * stages for rank in ranks)]
     # Pivoted chunks a and b up to the full rank: 2ab parameters more than the matrix until the fall, fewer after it.
-    highs = (*ranks, min(curve.shape)) if curve.storage == "pivoted" else ranks
+    highs = (*ranks, min(shape)) if storage == "pivoted" else ranks
     for high in highs:
         for fall in range(1, stages):
             forms.extend((high,) * fall + (low,) * (stages - fall) for low in ranks if low < high)
     return forms
-
-
-def _relax(options: _Options, budgets: Array) -> NDArray[np.intp]:
-    """Lagrangian relaxation: the best choices at the prices that meet the budgets best, then made to fit them."""
-    losses = options.loss[np.isfinite(options.loss)]
-    top = max(float(losses.max() - losses.min()), 1e-30)  # no exchange of loss for one parameter is dearer
-    price = _prices(options, budgets, top)
-    if len(budgets) > 1:
-        price = _ascend(options, budgets, np.maximum(price, top * 1e-18))
-    return _repair(options, budgets, price)
-
-
-def _prices(options: _Options, budgets: Array, top: float) -> Array:
-    """Raise and lower one stage's price at a time until its budget is just met."""
-    stages = len(budgets)
-    price = np.zeros(stages)
-    for _ in range(1 if stages == 1 else 3):
-        before = price.copy()
-        for s in range(stages):
-            low, high = 0.0, top
-            price[s] = low
-            if options.spent(price)[s] <= budgets[s]:
-                continue
-            for _ in range(60):
-                # Geometric: prices span many decades.
-                price[s] = middle = max(low, high * 1e-18) ** 0.5 * high**0.5
-                if options.spent(price)[s] > budgets[s]:
-                    low = middle
-                else:
-                    high = middle
-            price[s] = high
-        if np.allclose(price, before, rtol=1e-6, atol=0):
-            break
-    return price
-
-
-def _ascend(options: _Options, budgets: Array, price: Array) -> Array:
-    """Move all prices towards the largest lower bound of the loss, where one price at a time gets stuck.
-
-    A stage that spends more than its budget becomes dearer, one that spends less cheaper, in ever smaller steps.
-    """
-    best, bound = price, options.bound(price, budgets)
-    for k in range(ASCENT):
-        price = price * np.clip(options.spent(price) / budgets, 0.5, 2.0) ** (20 / (20 + k))
-        value = options.bound(price, budgets)
-        if value > bound:
-            best, bound = price, value
-    return best
-
-
-def _repair(options: _Options, budgets: Array, price: Array) -> NDArray[np.intp]:
-    """Take the best choices at ``price`` and, while a budget is exceeded, the exchange that mends most for least.
-
-    Layers with equal curves change together at one price, so that no price need meet the budgets.
-    """
-    rows = options.rows
-    priced = options.loss + options.finite_cost @ price
-    choice = np.asarray(priced.argmin(axis=1))
-    while True:
-        cost = options.cost[rows, choice]
-        spent = cost.sum(axis=0)
-        if (spent <= budgets).all():
-            return choice
-        after = np.maximum(spent + options.cost - cost[:, None, :] - budgets, 0).sum(axis=2)
-        relief = np.maximum(spent - budgets, 0).sum() - after
-        loss = np.maximum(priced - priced[rows, choice][:, None], 0)
-        rate = np.where(relief > 0, (loss + 1e-300) / np.where(relief > 0, relief, 1), np.inf)
-        best = rate.min(axis=1)
-        p = int(options.spread[best[options.spread].argmin()])
-        choice[p] = int(rate[p].argmin())
-
-
-def _fill(options: _Options, choice: NDArray[np.intp], budgets: Array) -> NDArray[np.intp]:
-    """Spend what the relaxation left: the exchange with the largest gain per parameter that still fits, repeated."""
-    choice = choice.copy()
-    rows = options.rows
-    while True:
-        cost = options.cost[rows, choice]
-        slack = budgets - cost.sum(axis=0)
-        extra = options.cost - cost[:, None, :]
-        gain = options.loss[rows, choice][:, None] - options.loss
-        fits = (extra <= slack).all(axis=2) & (gain > 0)
-        if not fits.any():
-            return choice
-        spend = np.where(fits, np.maximum(np.where(np.isfinite(extra), extra, 0).sum(axis=2), 1e-9), 1.0)
-        rate = np.where(fits, np.where(np.isfinite(gain), gain, 0) / spend, 0.0)
-        best = rate.max(axis=1)
-        p = int(options.spread[best[options.spread].argmax()])
-        choice[p] = int(rate[p].argmax())
