@@ -4,7 +4,8 @@ For a projection ``y = x Wᵀ`` (``W: [m, n]``) and the gradient ``g = ∂L/∂y
 matrices of the smaller side are kept (docs/how-it-works.md):
 
 * ``m <= n``: ``energy = E[y yᵀ]`` and ``gradient = E[g gᵀ]``, both ``[m, m]``, y without its bias;
-* ``m > n``: ``energy = E[x xᵀ]`` and ``gradient = E[z zᵀ]`` with ``z = Wᵀ g``, both ``[n, n]``.
+* ``m > n``: ``energy = E[x xᵀ]`` and ``gradient = E[z zᵀ]`` with ``z = Wᵀ g``, both ``[n, n]``;
+* ``weighted``: the energy once more, every token weighed by ``‖g‖²``: by how much the loss depends on it.
 
 The loss is that of labels sampled from the model's own distribution (the true Fisher), not of the text's next
 tokens (the empirical one): the former is the curvature of KL(model || compressed), see docs/how-it-works.md.
@@ -39,6 +40,7 @@ class Moments:
         gradient_trace: ``tr E[g gᵀ]``, the same on both sides.
         fisher_g2: ``mean_b Σ G_b²`` over windows b, ``G_b = ∂L_b/∂W``.
         fisher_gw2: ``mean_b Σ (G_b ∘ W)²``.
+        weighted: ``E[‖g‖² y yᵀ] / E[‖g‖²]``, or with x, of the shape of ``energy``; None if it was not measured.
     """
 
     energy: Tensor
@@ -46,6 +48,7 @@ class Moments:
     gradient_trace: float
     fisher_g2: float
     fisher_gw2: float
+    weighted: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,7 @@ class _Accumulator:
         self.wide_input = m <= n
         side = min(m, n)
         self.energy = torch.zeros(side, side, dtype=torch.float64)
+        self.weighted = torch.zeros(side, side, dtype=torch.float64)
         self.gradient = torch.zeros(side, side, dtype=torch.float64)
         self.scalars = torch.zeros(3, dtype=torch.float64)  # tr(g gᵀ), ΣG², Σ(G∘W)²
         self._handles: list[Any] = []
@@ -196,14 +200,17 @@ class _Accumulator:
                     value = value - self.module.bias
             else:
                 value = inputs[0].detach()
+            value = value.reshape(-1, value.shape[-1])  # (T, side)
             _add_gram(self.energy, value)
-        output.register_hook(self._output_gradient)  # type: ignore[no-untyped-call]
+        output.register_hook(lambda gradient: self._output_gradient(gradient.flatten(0, -2), value))  # type: ignore[no-untyped-call]
 
-    def _output_gradient(self, gradient: Tensor) -> None:
-        trace = gradient.double().square().sum()
+    def _output_gradient(self, gradient: Tensor, value: Tensor) -> None:
+        weights = gradient.double().square().sum(1)  # (T,)
+        trace = weights.sum()
         if not torch.isfinite(trace):
             raise NotFiniteError(f"{self.name}: gradients are not finite")
         self.scalars[0] += trace
+        _add_gram(self.weighted, value * weights.sqrt()[:, None])
         _add_gram(self.gradient, gradient if self.wide_input else gradient @ self.module.weight.detach())
 
     def _weight_gradient(self, weight: Tensor) -> None:
@@ -214,17 +221,22 @@ class _Accumulator:
         weight.grad = None  # freed at once: all of them together are as large as the model
 
     def sums(self) -> list[Tensor]:
-        return [self.energy, self.gradient, self.scalars]
+        return [self.energy, self.weighted, self.gradient, self.scalars]
 
     def moments(self, tokens: int, windows: int) -> Moments:
         trace, g2, gw2 = self.scalars.tolist()
         return Moments(
-            self.energy / tokens, self.gradient / tokens, trace / tokens, g2 / windows, gw2 / windows
+            self.energy / tokens,
+            self.gradient / tokens,
+            trace / tokens,
+            g2 / windows,
+            gw2 / windows,
+            self.weighted / trace if trace > 0 else self.energy / tokens,
         )
 
 
 def _add_gram(gram: Tensor, value: Tensor) -> None:
-    rows = value.reshape(-1, value.shape[-1]).double()
+    rows = value.double()  # (T, side)
     gram.addmm_(rows.T, rows)
 
 

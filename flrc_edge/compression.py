@@ -51,6 +51,7 @@ from flrc_runtime.manifest import (
 # answers falls from 0.31 to 0.15 at keep .9, against no chat at all.
 DEFAULT_TEXTS = (WeightedText("chat", 0.5), WeightedText("wikitext2", 0.25), WeightedText("austen", 0.25))
 MEASURED_WINDOWS = 8  # whose losses are measured at every rank: a curve is an average over all their tokens
+STATISTICS = "energy, weighted, gradient, Fisher scores"  # what a cached file holds
 GRAM_WINDOWS = 24  # whose inputs say how to round
 EXPORT_CONTEXT = 4096  # positions an export has by default; its module would import onnx
 _log = logging.getLogger(__name__)
@@ -478,7 +479,7 @@ def model_info(name: str, config: DecoderConfig) -> ModelInfo:
 def _fingerprint(loaded: LoadedModel, ids: torch.Tensor, labels: Labels) -> str:
     """Hash what the statistics depend on: configuration, weights, token windows and labels."""
     digest = hashlib.sha256(json.dumps(dict(loaded.hf_config), sort_keys=True, default=str).encode())
-    digest.update(labels.encode())
+    digest.update(f"{STATISTICS} {labels}".encode())
     digest.update(ids.numpy().tobytes())
     digest.update(str(tuple(ids.shape)).encode())
     for name, tensor in loaded.model.state_dict().items():

@@ -46,9 +46,9 @@ def corrected(
     map_back = torch.linalg.solve(inputs.energy + epsilon, (inputs.cross + epsilon).T).T
     changed = w @ map_back
     if m <= n:
-        return changed, replace(moments, energy=changed @ inputs.energy @ changed.T)
+        return changed, replace(moments, energy=changed @ inputs.energy @ changed.T, weighted=None)
     gradient = map_back.T @ moments.gradient @ map_back  # z = W'ᵀ g
-    return changed, replace(moments, energy=inputs.energy, gradient=gradient)
+    return changed, replace(moments, energy=inputs.energy, gradient=gradient, weighted=None)
 
 
 def fit_corrected(

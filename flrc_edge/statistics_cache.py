@@ -19,7 +19,7 @@ from torch import Tensor
 from flrc_edge.cache import cache_folder
 from flrc_edge.calibration import Moments, Statistics, is_main_process
 
-KEPT = {"statistics": 3, "losses": 24}  # files; SmolLM2-135M's statistics take 0.7 GB, its losses 1 MB
+KEPT = {"statistics": 3, "losses": 24}  # files; SmolLM2-135M's statistics take 1.1 GB, its losses 1 MB
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ def _pack(statistics: Statistics) -> dict[str, Tensor]:
     for name, m in statistics.moments.items():
         tensors[f"{name}.energy"] = m.energy
         tensors[f"{name}.gradient"] = m.gradient
+        tensors[f"{name}.weighted"] = m.energy if m.weighted is None else m.weighted
         scalars = [m.gradient_trace, m.fisher_g2, m.fisher_gw2]
         tensors[f"{name}.scalars"] = torch.tensor(scalars, dtype=torch.float64)
     return tensors
@@ -92,10 +93,11 @@ def _pack(statistics: Statistics) -> dict[str, Tensor]:
 def _unpack(tensors: dict[str, Tensor]) -> Statistics:
     loss, tokens = tensors[""].tolist()
     names = [key.removesuffix(".energy") for key in tensors if key.endswith(".energy")]
-    moments = {
-        name: Moments(
-            tensors[f"{name}.energy"], tensors[f"{name}.gradient"], *tensors[f"{name}.scalars"].tolist()
-        )
-        for name in names
-    }
+    moments = {name: _moments(tensors, name) for name in names}
     return Statistics(moments, loss, int(tokens))
+
+
+def _moments(tensors: dict[str, Tensor], name: str) -> Moments:
+    energy, gradient, weighted = (tensors[f"{name}.{part}"] for part in ("energy", "gradient", "weighted"))
+    trace, g2, gw2 = tensors[f"{name}.scalars"].tolist()
+    return Moments(energy, gradient, trace, g2, gw2, weighted)

@@ -16,6 +16,7 @@ from flrc_runtime.manifest import RankPlan
 from .number_format import NumberFormat
 from .rope import Rope, is_number, read_rope, refuse
 
+DEFAULT_CONTEXT = 4096  # positions an export has at most, if not asked for more
 Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3_text"]
 
 
@@ -138,6 +139,14 @@ class DecoderConfig:
     def num_layers(self) -> int:
         """Number of decoder layers."""
         return len(self.layers)
+
+    def rope_kinds(self) -> list[Rope]:
+        """Return the distinct rotary embeddings, in order of their first layer."""
+        return list(dict.fromkeys(layer.rope for layer in self.layers))
+
+    def export_context(self) -> int:
+        """Return the positions an export has by default: the model's own, at most 4096."""
+        return min(self.context_length, DEFAULT_CONTEXT)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> DecoderConfig:

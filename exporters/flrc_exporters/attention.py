@@ -18,7 +18,6 @@ from .layout import GroupLayout
 from .lowrank import MICROSOFT, LinearGroup
 from .norm import Norm
 from .number_format import AccuracyLevel
-from .rope import Rope
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,3 @@ class SequenceLengths(nn.Module):
         last = op.Sub(op.ReduceSum(mask, [1], keepdims=0), [1])
         total = op.Gather(op.Shape(mask), 1)
         return op.Cast(last, to=ir.DataType.INT32), op.Cast(total, to=ir.DataType.INT32)
-
-
-def rope_kinds(config: DecoderConfig) -> list[Rope]:
-    """Return the distinct rotary embeddings, in order of their first layer."""
-    return list(dict.fromkeys(layer.rope for layer in config.layers))

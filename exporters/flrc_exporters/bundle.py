@@ -16,16 +16,15 @@ from flrc_runtime.files import check_output_folder, published_folder, read_json,
 from flrc_runtime.manifest import Manifest, RankPlan, StageInfo
 
 from .architectures import DecoderConfig, checkpoint_tensors
-from .decoder import Formats
 from .genai import eos_tokens, genai_config
 from .layout import group_layouts
-from .number_format import AccuracyLevel, Dtype, NumberFormat
+from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat
 from .parity import check_graph, check_values
 from .source import CheckpointTensors
 from .stages import attach_weights, build_stage, save_stage, stage_file
-from .weights import FILE_NAME, Matrix, Recipe, Stored, WeightFile, recipes
+from .weight_table import FILE_NAME, Matrix, Recipe, Stored, recipes
+from .weights import WeightFile
 
-DEFAULT_CONTEXT = 4096
 _COPIED = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
 _PACKAGES = ("flrc-edge", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
@@ -144,7 +143,7 @@ def bytes_read(used: list[Stored], vocab_size: int) -> int:
 
 def _context(asked: int | None, config: DecoderConfig) -> int:
     if asked is None:
-        return min(config.context_length, DEFAULT_CONTEXT)
+        return config.export_context()
     if not 2 <= asked <= config.context_length:
         raise UsageError(f"context {asked} must lie between 2 and the model's {config.context_length} tokens")
     return asked

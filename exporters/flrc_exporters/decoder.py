@@ -7,7 +7,6 @@ B batch, S new tokens, H hidden, nh heads, kv key-value heads, hd head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -22,20 +21,11 @@ from .attention import (
     SequenceLengths,
     Step,
     fuses_rotary,
-    rope_kinds,
 )
 from .layout import GroupLayout
 from .lowrank import MICROSOFT, Linear, LinearGroup
 from .norm import Norm
-from .number_format import AccuracyLevel, NumberFormat
-
-
-@dataclass(frozen=True)
-class Formats:
-    """Number format of embedding and head; those of the projections are in the plan, but for ``accuracy_level``."""
-
-    embedding: NumberFormat
-    accuracy_level: AccuracyLevel
+from .number_format import AccuracyLevel, Formats, NumberFormat
 
 
 class Embedding(nn.Module):
@@ -186,7 +176,7 @@ class Decoder(nn.Module):
         core: type[GroupQueryAttention] = GroupQueryAttention,
     ) -> None:
         super().__init__("model")
-        ropes = rope_kinds(config)
+        ropes = config.rope_kinds()
         self.config = config
         self.embed_tokens = Embedding(config, number_format=formats.embedding)
         self.rotary = [RotaryCache(i, context, config.head_dim) for i in range(len(ropes))]

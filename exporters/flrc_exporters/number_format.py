@@ -94,6 +94,14 @@ class NumberFormat:
         return rows * blocks * (block_bytes + 4)
 
 
+@dataclass(frozen=True)
+class Formats:
+    """Number format of embedding and head; those of the projections are in the plan, but for ``accuracy_level``."""
+
+    embedding: NumberFormat
+    accuracy_level: AccuracyLevel
+
+
 def quantize(weight: Float, bits: Bits, block: int = BLOCK) -> tuple[Bytes, Float]:
     """Round a matrix to nearest with the scale of least squared error per block.
 

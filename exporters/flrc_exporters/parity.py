@@ -13,7 +13,8 @@ from flrc_runtime.errors import NumericalError, VerificationError
 from .architectures import DecoderConfig
 from .number_format import Bytes, Float, dequantize
 from .source import CheckpointTensors
-from .weights import Matrix, Order, Recipe, Stored, Vector, quantized_slabs, slabs, vector_values
+from .weight_table import Matrix, Order, Recipe, Stored, Vector
+from .weights import quantized_slabs, slabs, vector_values
 
 # Largest ‖ŵ − w‖ / ‖w‖ of a matrix rounded to nearest. Gaussian weights give 0.007 and 0.08;
 # a zeroed, permuted or wrongly scaled matrix gives 0.5 and more.

@@ -9,9 +9,10 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
 from .architectures import DecoderConfig
-from .decoder import Decoder, Formats, make_head
+from .decoder import Decoder, make_head
 from .layout import GroupLayout
-from .weights import FILE_NAME, Stored
+from .number_format import Formats
+from .weight_table import FILE_NAME, Stored
 
 OPSET, IR_VERSION = 21, 10
 _TYPES = {"float32": ir.DataType.FLOAT, "uint8": ir.DataType.UINT8, "int64": ir.DataType.INT64}

@@ -69,12 +69,14 @@ def reference(model: Any, names: list[str], ids: Tensor) -> tuple[dict[str, Mome
         weight = modules[name].weight.detach()
         m, n = weight.shape
         first, second = (y, g) if m <= n else (x, g @ weight)
+        size = g.square().sum(1)
         result[name] = Moments(
             first.T @ first / len(x),
             second.T @ second / len(x),
             g.square().sum().item() / len(x),
             sum(b.square().sum().item() for b in s["G"]) / len(ids),
             sum((b * weight).square().sum().item() for b in s["G"]) / len(ids),
+            (first.T * size) @ first / size.sum(),
         )
     return result, loss_sum / (len(ids) * (ids.shape[1] - 1))
 
@@ -87,7 +89,7 @@ def test_moments_and_fisher_scores_equal_plain_autograd(measured: Any) -> None:
     assert {m > n for m, n in shapes} == {True, False}  # both forms are covered
     for name in names:
         a, b = found.moments[name], expected[name]
-        for what in ("energy", "gradient"):
+        for what in ("energy", "weighted", "gradient"):
             x, y = getattr(a, what), getattr(b, what)
             assert x.dtype == torch.float64 and x.shape == y.shape
             assert (x - y).norm() <= 1e-5 * y.norm(), (name, what)
@@ -264,7 +266,8 @@ assert seen[-1] == (3 if is_main_process() else 2)
 if is_main_process():
     found = {}
     for name, m in result.moments.items():
-        found[name + ".energy"], found[name + ".gradient"] = m.energy, m.gradient
+        for what in ("energy", "weighted", "gradient"):
+            found[f"{name}.{what}"] = getattr(m, what)
         scalars = [m.gradient_trace, m.fisher_g2, m.fisher_gw2, result.loss, result.tokens]
         found[name + ".scalars"] = torch.tensor(scalars, dtype=torch.float64)
     save_file(found, sys.argv[2])
@@ -290,9 +293,9 @@ def test_two_processes_give_the_statistics_of_one(stories: Path, tmp_path: Path)
     ids = torch.randint(3, 512, (5, 32), generator=torch.Generator().manual_seed(4))
     alone = calibrate(loaded.model, [p.name for p in loaded.config.projections()], ids)
     both = load_file(output)
-    assert len(both) == 3 * len(alone.moments)
+    assert len(both) == 4 * len(alone.moments)
     for name, m in alone.moments.items():
-        for what in ("energy", "gradient"):
+        for what in ("energy", "weighted", "gradient"):
             expected = getattr(m, what)
             assert (both[f"{name}.{what}"] - expected).norm() <= 1e-10 * expected.norm(), name
         scalars = [m.gradient_trace, m.fisher_g2, m.fisher_gw2, alone.loss, alone.tokens]

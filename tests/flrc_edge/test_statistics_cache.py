@@ -27,6 +27,7 @@ def some_statistics(seed: int = 0) -> Statistics:
                 torch.randn(3, 3, generator=generator, dtype=torch.float64),
                 torch.randn(2, 2, generator=generator, dtype=torch.float64),
                 0.1 + seed, 1 / 3, 1e-30,
+                torch.randn(3, 3, generator=generator, dtype=torch.float64),
             )
             for name in ("a.b", "a.energy")
         },
@@ -39,6 +40,7 @@ def equal(a: Statistics, b: Statistics) -> bool:
         (a.loss, a.tokens, a.moments.keys()) == (b.loss, b.tokens, b.moments.keys())
         and all(
             torch.equal(a.moments[n].energy, b.moments[n].energy)
+            and torch.equal(a.moments[n].weighted, b.moments[n].weighted)
             and torch.equal(a.moments[n].gradient, b.moments[n].gradient)
             and a.moments[n].gradient_trace == b.moments[n].gradient_trace
             and a.moments[n].fisher_g2 == b.moments[n].fisher_g2
