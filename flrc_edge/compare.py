@@ -12,13 +12,15 @@ import torch
 
 from flrc_edge.allocation import check_feasible
 from flrc_edge.baselines.rank_search import Search, check_reachable
-from flrc_edge.compression import Settings, Timings, compressed, window_length
 from flrc_edge.errors import UsageError
 from flrc_edge.evaluation.perplexity import perplexity, torch_logits
+from flrc_edge.measurements import window_length
 from flrc_edge.models import LoadedModel
-from flrc_edge.progress import Progress, peak_rss_bytes, silent
+from flrc_edge.placement import compressed
+from flrc_edge.progress import Progress, Timings, peak_rss_bytes, silent
 from flrc_edge.recipe_bench import RecipeBench, SearchTime
 from flrc_edge.recipes import RECIPES, REFERENCE, Recipe
+from flrc_edge.settings import Settings
 from flrc_edge.texts import WeightedText, token_windows
 
 

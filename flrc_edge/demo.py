@@ -13,12 +13,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flrc_edge.compression import Settings, Timings, compress, window_length
+from flrc_edge.compression import compress
 from flrc_edge.decoding import prompt_ids
 from flrc_edge.errors import ContextOverflowError
 from flrc_edge.evaluation.bundle_perplexity import bundle_perplexity
+from flrc_edge.measurements import window_length
 from flrc_edge.models import LoadedModel
-from flrc_edge.progress import Progress, silent
+from flrc_edge.progress import Progress, Timings, silent
+from flrc_edge.settings import Settings
 from flrc_edge.texts import WeightedText, token_windows
 from flrc_exporters.bundle import export
 from flrc_exporters.number_format import Dtype

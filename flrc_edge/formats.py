@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flrc_edge.compression import Settings, compress, window_length
+from flrc_edge.compression import compress
 from flrc_edge.evaluation.bundle_perplexity import bundle_logits
+from flrc_edge.measurements import window_length
 from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, silent
+from flrc_edge.settings import Settings
 from flrc_edge.texts import WeightedText, token_windows
 from flrc_exporters.bundle import export
 from flrc_exporters.number_format import Dtype

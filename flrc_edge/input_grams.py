@@ -19,6 +19,8 @@ from flrc_edge.errors import NumericalError
 from flrc_edge.measured import start_gradient
 from flrc_edge.progress import Progress, silent
 
+HEAD = "lm_head"
+
 
 def weighted_grams(
     model: Any, projections: Sequence[str], ids: Tensor, *, progress: Progress = silent
@@ -32,18 +34,25 @@ def weighted_grams(
         progress: Called after every window.
 
     Returns:
-        ``[n, n]`` float32 by projection.
+        ``[n, n]`` float32 by projection, and ``E[h hᵀ]`` of the head's inputs as ``lm_head``.
 
     Raises:
         NumericalError: A value is not finite.
     """
     sums = {name: _Weighted(model.get_submodule(name)) for name in projections}
+    head = torch.zeros(model.lm_head.weight.shape[1], model.lm_head.weight.shape[1])
     wanted = {p: p.requires_grad for p in model.parameters()}
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0].detach().flatten(0, -2).float()
+        head.addmm_(rows.T, rows)
+
     with ExitStack() as stack:
         for parameter, before in wanted.items():
             stack.callback(parameter.requires_grad_, before)
             parameter.requires_grad_(False)
         stack.callback(model.get_input_embeddings().register_forward_hook(start_gradient).remove)
+        stack.callback(model.lm_head.register_forward_pre_hook(add).remove)
         for name, total in sums.items():
             stack.callback(model.get_submodule(name).register_forward_hook(total).remove)
         stack.enter_context(torch.enable_grad())
@@ -56,9 +65,9 @@ def weighted_grams(
     for name, total in sums.items():
         if not torch.isfinite(total.gram).all():
             raise NumericalError(f"{name}: its inputs or gradients are not finite")
-    return {
-        name: total.gram / max(total.weight, torch.finfo(torch.float32).tiny) for name, total in sums.items()
-    }
+    tiny = torch.finfo(torch.float32).tiny
+    grams = {name: total.gram / max(total.weight, tiny) for name, total in sums.items()}
+    return {**grams, HEAD: head / (ids.shape[0] * (ids.shape[1] - 1))}
 
 
 class _Weighted:

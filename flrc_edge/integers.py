@@ -1,4 +1,4 @@
-"""A whole plan in integers: every projection with compensated rounding, embedding and head to nearest."""
+"""A whole plan in integers: every matrix with compensated rounding."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from dataclasses import replace
 from torch import Tensor
 
 from flrc_edge.chunks import Chunk
+from flrc_edge.embedding_rounding import EMBEDDING, quantize_embedding
+from flrc_edge.embedding_rounding import HEAD as HEAD_WEIGHT
+from flrc_edge.input_grams import HEAD
 from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, silent
 from flrc_edge.quantization import QuantizedMatrix, round_to_nearest
 from flrc_edge.quantized_factors import quantize_projection
-from flrc_exporters.number_format import Dtype, NumberFormat
+from flrc_exporters.number_format import NumberFormat
 from flrc_runtime.manifest import RankPlan
 
 
-def with_formats(plan: RankPlan, dtype: Dtype, *, head: Dtype) -> RankPlan:
-    """Return the plan with one number format for every projection, and one for embedding and head."""
+def with_formats(plan: RankPlan, dtype: str, *, head: str) -> RankPlan:
+    """Return the plan with one number format (such as ``int4/64``) for all projections, and one for the embedding."""
     chosen = NumberFormat.named(dtype).name
     projections = tuple(replace(p, formats=(chosen,) * len(p.matrices())) for p in plan.projections)
     return replace(plan, projections=projections, embedding=NumberFormat.named(head).name)
@@ -37,7 +40,7 @@ def quantize_model(
         loaded: The original model.
         plan: With number formats.
         chunks: Float factors of the factored projections.
-        grams: ``[n, n]`` of every projection, from input_grams.py.
+        grams: ``[n, n]`` of every projection and of the head, from input_grams.py.
         progress: Called after every projection.
 
     Returns:
@@ -54,8 +57,35 @@ def quantize_model(
         progress("quantize", done, len(plan.projections))
     number_format = NumberFormat.named(plan.embedding)
     if number_format.quantized:
-        names = ["model.embed_tokens.weight"]
-        if not loaded.config.tied_embedding:
-            names.append("lm_head.weight")
-        found |= {n: round_to_nearest(loaded.model.get_parameter(n).detach(), number_format) for n in names}
+        found |= quantize_embedding(loaded, number_format, grams[HEAD])
+    return found
+
+
+def round_model(
+    loaded: LoadedModel, plan: RankPlan, chunks: Mapping[str, Sequence[Chunk]]
+) -> dict[str, QuantizedMatrix]:
+    """Round every matrix of a plan to nearest, as ``export --dtype`` does; what compensation is compared with.
+
+    Args:
+        loaded: The original model.
+        plan: With number formats.
+        chunks: Float factors of the factored projections.
+
+    Returns:
+        Integers by the tensor name of a checkpoint.
+    """
+    tensors = {f"{p.name}.weight": p.format_of("weight") for p in plan.projections if p.dense}
+    matrices = {name: (loaded.model.get_parameter(name).detach(), f) for name, f in tensors.items()}
+    for p in plan.projections:
+        for i, chunk in enumerate(chunks.get(p.name, ())):
+            for part, matrix in (("V", chunk.V), ("U", chunk.U)):
+                name = f"chunks.{i}.{part}"
+                matrices[f"{p.name}.{name}"] = (matrix, p.format_of(name))
+    embedded = [EMBEDDING] if loaded.config.tied_embedding else [EMBEDDING, HEAD_WEIGHT]
+    matrices |= {name: (loaded.model.get_parameter(name).detach(), plan.embedding) for name in embedded}
+    found = {}
+    for name, (matrix, named) in matrices.items():
+        number_format = NumberFormat.named(named)
+        if number_format.quantized:
+            found[name] = round_to_nearest(matrix, number_format)
     return found

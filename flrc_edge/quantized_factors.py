@@ -1,7 +1,10 @@
 """Integers for the stored matrices of a projection: each one makes up for the rounding of those before it.
 
 Of a chunk, V is rounded first, with the error of ``V x`` compensated; U is fitted again, by least squares, to what
-V has become and rounded for the inputs ``V̂ x`` it will get. A later chunk is fitted to what the earlier ones left.
+V has become and rounded for the inputs ``V̂ x`` it will get. A later chunk also takes what rounding the earlier ones
+left. What is fitted is the product of the float factors, not the original matrix: the former minimises the loss, and
+moments that say how to round would pull U away from that (SmolLM2-135M, pivoted, keep .8, int8: g .181 against .170,
+.165 in floats).
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ def quantize_projection(
     """Round the matrices of one projection to the formats of its plan.
 
     Args:
-        weight: ``[m, n]``: what the projection should compute.
+        weight: ``[m, n]``: what a dense projection should compute.
         plan: Ranks, storage and number formats.
         chunks: Its float factors, if it is not dense.
         gram: ``[n, n]``: (weighted) second moments of its inputs.
@@ -60,9 +63,10 @@ def quantize_projection(
     if plan.dense:
         return QuantizedProjection(integers, rounded(weight, "weight", gram), ())
     gram = gram.double()
-    left = weight.double()
+    left = torch.zeros(plan.shape, dtype=torch.float64)
     done = []
     for i, chunk in enumerate(chunks):
+        left = left + product(Chunk(chunk.V.double(), chunk.U.double(), chunk.order))
         # Any basis of the latent space serves a plain chunk; in a random one all ranks are alike, and rounding one
         # can be compensated by all that follow (on SmolLM2 it leaves half the error of the sorted singular basis).
         basis = chunk.V if chunk.order is not None else rotation(len(chunk.V)) @ chunk.V.double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 from time import perf_counter
@@ -13,22 +13,14 @@ from flrc_edge.baselines.rank_search import Search, search_ranks, sensitivities
 from flrc_edge.baselines.sensitivity_store import SensitivityStore, Truncation
 from flrc_edge.baselines.svd import svd_factors
 from flrc_edge.cache import cache_folder
-from flrc_edge.calibration import calibrate
-from flrc_edge.compression import (
-    Settings,
-    Timings,
-    calibration_windows,
-    factorize_all,
-    measure,
-    plan_ranks,
-    search_plan,
-    window_length,
-    with_losses,
-)
+from flrc_edge.calibration import Moments, calibrate
 from flrc_edge.factorization import Factors, Method
+from flrc_edge.measurements import calibration_windows, measure, window_length, with_losses
 from flrc_edge.models import LoadedModel
-from flrc_edge.progress import Progress, silent
+from flrc_edge.planning import factorize_all, plan_ranks, search_plan
+from flrc_edge.progress import Progress, Timings, silent
 from flrc_edge.recipes import Factorization, Recipe
+from flrc_edge.settings import Settings
 from flrc_edge.texts import token_windows
 from flrc_runtime.manifest import RankPlan, Storage
 
@@ -98,6 +90,11 @@ class RecipeBench:
             tuple[str, str], list[float]
         ] = {}  # seconds by allocator and the factors it reads
         self.factors: dict[str, Factors] = {}
+
+    @property
+    def moments(self) -> Mapping[str, Moments]:
+        """Statistics of every projection."""
+        return self._statistics.moments
 
     def factorize(self, method: Factorization) -> None:
         """Replace ``factors`` by those of a factorization, up to the ranks that its recipes can use."""

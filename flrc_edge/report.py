@@ -27,7 +27,7 @@ def save(path: Path, section: str, key: str, value: Mapping[str, Any]) -> None:
 
     Args:
         path: The JSON file; created if missing.
-        section: ``recipes``, ``formats`` or ``demo``.
+        section: A key of ``SECTIONS``.
         key: Of the result inside its section, for instance the model's name.
         value: What was measured.
 
@@ -197,8 +197,49 @@ def demo_table(c: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def frontier_table(c: Mapping[str, Any]) -> str:
+    """Return quality against bytes, the smallest file last."""
+    names = [t["name"] for t in c["texts"]]
+    texts = "; ".join(
+        f"{t['name']}, {t['tokens']} tokens, the dense model has {t['dense_perplexity']:.2f}"
+        for t in c["texts"]
+    )
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for p in c["points"]:
+        rows.setdefault((p["series"], p["label"]), {})[p["text"]] = p
+    lines = [
+        "`flrc-edge compare MODEL --frontier --save docs/benchmarks.json`",
+        "",
+        f"Bytes of the exported weight file, everything in it counted, and bits: those bytes over the model's "
+        f"{c['parameters'] / 1e6:.1f} M parameters. Perplexity in windows of {c['window']} tokens ({texts}), of the "
+        f"integers' values in torch. Calibrated on {c['calibration_tokens']} tokens of {c['calibration']}. g = ln "
+        "perplexity − ln perplexity of the dense model in floats. Embedding and head are int8, but for `mixed`, where "
+        f"the plan chooses. Factors of ours may be stored {'plain only' if c['storage'] == 'plain' else 'either way'}"
+        ". **Bold**: no smaller file has less g.",
+        "",
+        "| MB | bits | what | | keep | " + "".join(f"{name} | g | " for name in names).rstrip(),
+        "|---|---|---|---|---|" + "---|---|" * len(names),
+    ]
+    ordered = sorted(rows.items(), key=lambda item: -item[1][names[0]]["bytes"])
+    for (series, label), row in ordered:
+        first = row[names[0]]
+        cells = []
+        for name in names:
+            best = min(r[name]["growth"] for r in rows.values() if r[name]["bytes"] <= first["bytes"])
+            growth = _bold(f"{row[name]['growth']:.3f}", row[name]["growth"] == best)
+            cells.append(f"{row[name]['perplexity']:.2f} | {growth}")
+        lines.append(
+            f"| {first['bytes'] / 1e6:.1f} | {first['bits']:.2f} | {series} | {label} | {first['kept']:.3f} "
+            f"| {' | '.join(cells)} |"
+        )
+    phases = "; ".join(f"{name} {seconds:.1f} s" for name, seconds in c["seconds"].items())
+    lines += ["", f"Wall time: {phases}. Peak memory {c['peak_rss_bytes'] / 2**30:.1f} GiB. {c['machine']}."]
+    return "\n".join(lines)
+
+
 SECTIONS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "recipes": ("Recipes at equal parameters", recipes_table),
+    "frontier": ("Quality against bytes", frontier_table),
     "formats": ("Number formats", formats_table),
     "demo": ("The demo", demo_table),
     "evaluation": ("Evaluation", evaluation_table),

@@ -19,7 +19,8 @@ from torch import Tensor
 from flrc_edge.cache import cache_folder
 from flrc_edge.calibration import Moments, Statistics, is_main_process
 
-KEPT = {"statistics": 3, "losses": 24}  # files; SmolLM2-135M's statistics take 1.1 GB, its losses 1 MB
+# Files of each kind. SmolLM2-135M's statistics take 1.1 GB, its input moments 0.5 GB, losses 1 MB.
+KEPT = {"statistics": 3, "input-moments": 2, "losses": 24, "rounding": 24}
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -36,9 +37,9 @@ def cached_statistics(fingerprint: str | None, compute: Callable[[], Statistics]
     return _cached("statistics", fingerprint, compute, _pack, _unpack)
 
 
-def cached_losses(key: str | None, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the loss curves (measured.py) stored under ``key``, or compute and store them; None: do not store."""
-    return _cached("losses", key, compute, dict, dict)
+def cached_tensors(kind: str, key: str | None, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of a kind (see ``KEPT``) stored under ``key``, or compute and store them; None: not stored."""
+    return _cached(kind, key, compute, dict, dict)
 
 
 def _cached(

@@ -54,7 +54,8 @@ def compressed_stories(tmp_path_factory: pytest.TempPathFactory) -> CompressedSt
     import torch
 
     import flrc_edge
-    from flrc_edge.compression import Settings, compress
+    from flrc_edge.compression import compress
+    from flrc_edge.settings import Settings
 
     torch.set_num_threads(1)
     source = flrc_edge.open_model(str(STORIES))

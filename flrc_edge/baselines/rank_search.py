@@ -18,11 +18,11 @@ from torch import Tensor
 from flrc_edge.allocation import candidate_ranks, check_keep
 from flrc_edge.baselines.asvd import ALPHA
 from flrc_edge.baselines.sensitivity_store import SensitivityStore, Truncation
-from flrc_edge.compression import compressed
 from flrc_edge.errors import UsageError
 from flrc_edge.evaluation.perplexity import perplexity, torch_logits
 from flrc_edge.factorization import Factors
 from flrc_edge.models import LoadedModel
+from flrc_edge.placement import compressed
 from flrc_edge.progress import Progress, silent
 from flrc_runtime.manifest import ProjectionPlan, RankPlan, Storage, factor_parameters
 

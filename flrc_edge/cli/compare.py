@@ -47,6 +47,19 @@ HELD_OUT = ("wikitext2-heldout", "austen-heldout")
 @click.option("--asvd-window", default=512, show_default=True, help="Tokens of each.")
 @click.option("--formats", is_flag=True, help="Compare number formats of the dense model instead.")
 @click.option(
+    "--frontier",
+    "as_frontier",
+    is_flag=True,
+    help="Measure quality against bytes instead: the dense model, baselines and ours in integers.",
+)
+@click.option(
+    "--bits",
+    default="6,5,4.5,4,3.5,3",
+    show_default=True,
+    metavar="B,B,…",
+    help="With --frontier, mean bits a parameter of the whole file that mixed formats are chosen for.",
+)
+@click.option(
     "--save", type=click.Path(path_type=Path), help="Put the result into this JSON file and its .md page."
 )
 @calibration_options
@@ -55,19 +68,21 @@ def command(
     model: str,
     keep: str,
     names: tuple[str, ...],
-    storage: str,
+    storage: Any,
     measured: tuple[str, ...],
     windows: int,
     asvd_samples: int,
     asvd_window: int,
     formats: bool,
+    as_frontier: bool,
+    bits: str,
     save: Path | None,
     texts: tuple[str, ...],
     no_cache: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Compare recipes (or, with --formats, number formats) on MODEL by perplexity.
+    """Compare recipes (or number formats, or sizes) on MODEL by perplexity.
 
     A recipe is a way to fit factors and to choose ranks: published baselines, Fisher scores (FLRA), and spectra.
     All get the same stored parameters and calibration.
@@ -78,9 +93,15 @@ def command(
     from flrc_edge.allocation import check_keep
     from flrc_edge.models import open_model, resolve_model
 
-    keeps = parse_keeps(keep)
+    keeps, wanted_bits = parse_keeps(keep), parse_keeps(bits)
     for k in keeps:
         check_keep((k,))
+    if formats and as_frontier:
+        raise UsageError("--formats and --frontier are two comparisons; ask for one of them")
+    if not all(0 < b <= 32 for b in wanted_bits):
+        raise UsageError(f"--bits must lie between 0 and 32, not {bits}")
+    if as_frontier and storage == "both":
+        raise UsageError("--frontier takes one storage; pivoted lets each projection have either")
     if formats and len(measured) > 1 and measured != HELD_OUT:
         raise UsageError("--formats takes one --text")
     resolve_model(model)
@@ -88,8 +109,9 @@ def command(
     from flrc_edge import report
     from flrc_edge.baselines.rank_search import Search
     from flrc_edge.compare import compare
-    from flrc_edge.compression import DEFAULT_TEXTS, Settings
     from flrc_edge.formats import compare_formats
+    from flrc_edge.frontier import frontier
+    from flrc_edge.settings import DEFAULT_TEXTS, Settings
     from flrc_edge.texts import WeightedText
 
     with from_context() as progress:
@@ -98,6 +120,20 @@ def command(
             section, render = "formats", report.formats_table
             loaded = open_model(model)
             result = compare_formats(loaded, text=measured[0], progress=progress)
+        elif as_frontier:
+            section, render = "frontier", report.frontier_table
+            sources = tuple(WeightedText.parse(t) for t in texts) or DEFAULT_TEXTS
+            chosen = Settings(texts=sources, reuse_statistics=not no_cache, storage=storage, **settings)
+            loaded = open_model(model)
+            result = frontier(
+                loaded,
+                chosen,
+                bits=wanted_bits,
+                keeps=keeps,
+                texts=measured,
+                windows=windows,
+                progress=progress,
+            )
         else:
             section, render = "recipes", report.recipes_table
             sources = tuple(WeightedText.parse(t) for t in texts) or DEFAULT_TEXTS

@@ -27,27 +27,24 @@ from flrc_edge.errors import UsageError
 )
 @click.option("--keep", help="Share of the projections' parameters to keep, in (0, 1]: one stage.")
 @click.option("--stages", metavar="K,K,…", help="Keep of each stage, falling; the first is what is stored.")
-@click.option("--target-size", metavar="SIZE", help="Size of the exported weights, such as 90MB: one stage.")
 @click.option(
-    "--target-dtype",
-    type=click.Choice(["fp32", "int8", "int4"]),
-    default="int4",
-    show_default=True,
-    help="Number format that --target-size counts in.",
+    "--target-size",
+    metavar="SIZE,…",
+    help="Instead of keeps, bytes of the exported weights, such as 90MB, at each stage; the first is the file's size.",
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float", "int8", "int4"]),
-    default="float",
-    show_default=True,
-    help="Numbers of the projections; integers are rounded with compensation, better than export --dtype does.",
+    type=click.Choice(["float", "int8", "int4", "mixed"]),
+    help="Numbers of the projections; integers are rounded with compensation, better than export --dtype does. "
+    "mixed: the format of every matrix is chosen with its rank, for --target-size.  [default: mixed with "
+    "--target-size, else float]",
 )
 @click.option(
     "--head",
     type=click.Choice(["int8", "int4"]),
     default="int8",
     show_default=True,
-    help="Numbers of embedding and head if --dtype names integers.",
+    help="Numbers of embedding and head with --dtype int8 or int4.",
 )
 @click.option(
     "--allocator",
@@ -76,7 +73,7 @@ def command(
     keep: str | None,
     stages: str | None,
     target_size: str | None,
-    target_dtype: Any,
+    dtype: Any,
     boundaries: str | None,
     texts: tuple[str, ...],
     no_cache: bool,
@@ -88,6 +85,7 @@ def command(
 
     \b
     flrc-edge compress smollm2-135m -o ckpt --stages .9,.8,.7
+    flrc-edge compress smollm2-135m -o ckpt --target-size 80MB
     flrc-edge compress ./my-model -o ckpt --keep .8 --calibration notes.txt:2 --calibration wikitext2
 
     \b
@@ -95,6 +93,7 @@ def command(
     accelerate launch --multi_gpu --num_processes 2 -m flrc_edge compress smollm2-135m -o ckpt
     """  # noqa: D301 (click reads the backspace character)
     keeps = _keeps(keep, stages, target_size)
+    sizes = () if target_size is None else tuple(parse_size(part) for part in target_size.split(","))
     edges = None if boundaries is None else parse_integers(boundaries)
 
     # Everything that can be refused without torch has been; now the heavy imports.
@@ -104,14 +103,16 @@ def command(
 
     check_output_folder(output, overwrite=overwrite)
     sources = tuple(WeightedText.parse(t) for t in texts)
-    config = resolve_model(model).config
+    resolve_model(model)
 
-    from flrc_edge.compression import DEFAULT_TEXTS, Settings, Timings, compress, keep_for_size
+    from flrc_edge.compression import compress
+    from flrc_edge.progress import Timings
+    from flrc_edge.settings import DEFAULT_TEXTS, Settings
 
-    if target_size is not None:
-        keeps = (keep_for_size(config, parse_size(target_size), dtype=target_dtype),)
     chosen = Settings(
         keep=keeps or Settings().keep,
+        sizes=sizes,
+        dtype=dtype or ("mixed" if sizes else "float"),
         boundaries=edges,
         texts=sources or DEFAULT_TEXTS,
         reuse_statistics=not no_cache,

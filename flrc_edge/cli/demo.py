@@ -65,11 +65,11 @@ def command(
     _check_output(output, overwrite=overwrite)
 
     from flrc_edge.builtin_models import BUILTIN
-    from flrc_edge.compression import Settings
     from flrc_edge.demo import PROMPT, run
     from flrc_edge.models import open_model
     from flrc_edge.pull import is_pulled, pull
     from flrc_edge.report import save as save_figures
+    from flrc_edge.settings import Settings
 
     # Set by hand so that the answer shows every stage; compress measures whether and when moving on pays.
     shown = tuple(SHOWN_EACH * i for i in range(1, len(keeps)))

@@ -40,7 +40,8 @@ class Picture:
 def pictures(section: str, key: str, value: Mapping[str, Any]) -> tuple[Picture, ...]:
     """Return the pictures of one result; none where there is nothing to draw.
 
-    * ``frontier``, ``growth`` and ``healing`` draw ``value["series"]``, a list of the fields of
+    * ``frontier`` draws perplexity over bytes, a picture for each text.
+    * ``growth`` and ``healing`` draw ``value["series"]``, a list of the fields of
       :class:`~flrc_edge.figures.curves.Series`.
     * ``healing`` also draws ``value["curve"]``, the points that ``flrc-edge heal`` writes.
     * ``recipes`` draws the growth of ln perplexity over keep, a picture for each text.
@@ -62,10 +63,35 @@ def pictures(section: str, key: str, value: Mapping[str, Any]) -> tuple[Picture,
 
 
 def _frontier(key: str, value: Mapping[str, Any]) -> tuple[Picture, ...]:
-    series = _series(value, f"frontier of {key}")
-    title = f"Perplexity against bytes of weights, {key}"
-    alt = f"{title}: {_names(series)}."
-    return _one("frontier", key, alt, series, frontier_figure, title)
+    found: list[Picture] = []
+    for text in dict.fromkeys(p["text"] for p in value["points"]):
+        series = frontier_series([p for p in value["points"] if p["text"] == text])
+        title = f"Perplexity on {text} against bytes of weights, {key}"
+        found += _one(
+            "frontier", f"{key}-{text}", f"{title}: {_names(series)}.", series, frontier_figure, title
+        )
+    return tuple(found)
+
+
+def frontier_series(points: Sequence[Mapping[str, Any]]) -> list[Series]:
+    """Return one series of bytes and perplexity for every series of points, on one text.
+
+    Args:
+        points: As ``flrc-edge compare --frontier --save`` writes them.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for point in points:
+        groups.setdefault(point["series"], []).append(point)
+    return [
+        Series(
+            name,
+            tuple(float(p["bytes"]) for p in group),
+            tuple(float(p["perplexity"]) for p in group),
+            labels=tuple(str(p["label"]) for p in group),
+            role=group[0]["role"],
+        )
+        for name, group in ((n, sorted(g, key=lambda p: p["bytes"])) for n, g in groups.items())
+    ]
 
 
 def _growth(key: str, value: Mapping[str, Any]) -> tuple[Picture, ...]:

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from flrc_edge.compression import DEFAULT_TEXTS
 from flrc_edge.errors import UsageError
 from flrc_edge.healing.distillation import Precision
 from flrc_edge.healing.trainer import Train
+from flrc_edge.settings import DEFAULT_TEXTS
 from flrc_edge.texts import BUILT_IN, WeightedText
 
 DEFAULT_STEPS = 400

@@ -14,10 +14,14 @@ from safetensors.torch import load_file, save_file
 
 import flrc_edge
 from flrc_edge import checkpoint
-from flrc_edge.compression import Settings, compress, compressed, factorize_all, measure
+from flrc_edge.compression import compress
 from flrc_edge.errors import FlrcError, FormatError, UsageError, VerificationError
 from flrc_edge.lowrank import LowRankLinear, set_stage
+from flrc_edge.measurements import measure
 from flrc_edge.models import open_model
+from flrc_edge.placement import compressed
+from flrc_edge.planning import factorize_all
+from flrc_edge.settings import Settings
 from flrc_runtime import manifest
 
 IDS = torch.arange(3, 67)[None]

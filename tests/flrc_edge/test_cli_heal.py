@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flrc_edge.cli import group
-from flrc_edge.compression import Settings, compress
+from flrc_edge.compression import compress
+from flrc_edge.settings import Settings
 from flrc_runtime import manifest
 
 SMALL = (

@@ -14,11 +14,13 @@ from flrc_edge.baselines.rank_search import Search
 from flrc_edge.baselines.sensitivity_store import Truncation
 from flrc_edge.calibration import Moments
 from flrc_edge.compare import Comparison, compare
-from flrc_edge.compression import Settings, compress, plan_ranks
+from flrc_edge.compression import compress
 from flrc_edge.errors import UsageError
 from flrc_edge.evaluation.perplexity import perplexity, torch_logits
 from flrc_edge.formats import compare_formats
+from flrc_edge.planning import plan_ranks
 from flrc_edge.recipes import RECIPES, Recipe
+from flrc_edge.settings import Settings
 from flrc_edge.texts import WeightedText, token_windows
 
 TEXTS = ("austen-heldout", "wikitext2-heldout")

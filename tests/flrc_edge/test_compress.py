@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from flrc_edge import compression as module
-from flrc_edge.compression import Settings, Timings, compress, keep_for_size
+from flrc_edge.compression import compress
 from flrc_edge.errors import FlrcError, NumericalError, UsageError
 from flrc_edge.evaluation.perplexity import perplexity, torch_logits
+from flrc_edge.measurements import measure
 from flrc_edge.models import open_model
+from flrc_edge.placement import compressed
+from flrc_edge.planning import factorize_all, plan_ranks
+from flrc_edge.progress import Timings
+from flrc_edge.settings import Settings
 from flrc_edge.texts import WeightedText, token_windows
-from flrc_exporters.architectures import DecoderConfig
 from flrc_exporters.bundle import export
+from flrc_exporters.weight_table import file_size
 from flrc_runtime import manifest
 from flrc_runtime.files import sha256_of
 
@@ -83,15 +86,15 @@ def test_a_loaded_model_is_left_as_it_was(stories: Path, tmp_path: Path) -> None
 
 def test_compressed_restores_the_model_after_an_error(compressed_stories: Any) -> None:
     loaded, plan = compressed_stories.source, compressed_stories.manifest.plan
-    statistics, _ = module.measure(loaded, compressed_stories.settings)
-    factors = module.factorize_all(loaded, statistics.moments)
+    statistics, _ = measure(loaded, compressed_stories.settings)
+    factors = factorize_all(loaded, statistics.moments)
     kinds = [type(m) for m in loaded.model.modules()]
-    with pytest.raises(KeyError), module.compressed(loaded, plan, factors):
+    with pytest.raises(KeyError), compressed(loaded, plan, factors):
         raise KeyError
     assert kinds == [type(m) for m in loaded.model.modules()]
     last = [p.name for p in plan.projections if not p.dense][-1]
     del factors[last]  # fails half-way through replacing
-    with pytest.raises(KeyError), module.compressed(loaded, plan, factors):
+    with pytest.raises(KeyError), compressed(loaded, plan, factors):
         pass
     assert kinds == [type(m) for m in loaded.model.modules()]
 
@@ -119,13 +122,13 @@ def test_every_rule_compresses_sensibly(
 def test_pivoted_storage_predicts_less_loss_at_every_keep(compressed_stories: Any) -> None:
     source = compressed_stories.source
     shapes = {p.name: p.shape for p in source.config.projections()}
-    statistics, _ = module.measure(source, compressed_stories.settings)
-    factors = module.factorize_all(source, statistics.moments, storage="pivoted")
+    statistics, _ = measure(source, compressed_stories.settings)
+    factors = factorize_all(source, statistics.moments, storage="pivoted")
     for keep in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
         losses = {}
         for storage in ("plain", "pivoted"):
             settings = replace(FAST, keep=(keep,), storage=storage)
-            plan = module.plan_ranks(shapes, settings, statistics.moments, factors)
+            plan = plan_ranks(shapes, settings, statistics.moments, factors)
             losses[storage] = sum(factors[p.name].loss(p.ranks[0]) for p in plan.projections if p.ranks[0])
             assert keep - 0.03 < plan.kept(0) <= keep
         assert losses["pivoted"] < losses["plain"]
@@ -172,7 +175,7 @@ def test_an_interrupted_overwrite_keeps_the_old_checkpoint(
 def test_an_existing_output_is_refused_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "open_model", lambda name: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("flrc_edge.compression.open_model", lambda name: pytest.fail("the model was loaded"))
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
@@ -188,7 +191,7 @@ def test_an_existing_output_is_refused_before_the_model_is_loaded(
 def test_a_keep_that_cannot_be_met_is_refused_before_calibration(
     compressed_stories: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "measure", lambda *a, **k: pytest.fail("calibrated"))
+    monkeypatch.setattr("flrc_edge.compression.measure", lambda *a, **k: pytest.fail("calibrated"))
     with pytest.raises(UsageError, match=r"keep 0.05 is below 0\.\d+, the least that ranks of 8 allow"):
         compress(compressed_stories.source, tmp_path / "c", replace(FAST, keep=(0.05,)))
 
@@ -276,28 +279,63 @@ def large(family_model: Callable[[str], Path], tmp_path_factory: pytest.TempPath
     return open_model(str(folder))
 
 
-@pytest.mark.parametrize(("dtype", "share"), [("int8", 0.85), ("int8", 0.6), ("int4", 0.7), ("fp32", 0.7)])
-def test_target_size_is_met_within_a_percent(large: Any, tmp_path: Path, dtype: Any, share: float) -> None:
-    export_dense = {"int8": 1.125, "int4": 0.625, "fp32": 4.0}[dtype] * large.config.parameters()
-    target = int(share * export_dense)
-    keep = keep_for_size(large.config, target, dtype=dtype)
-    settings = Settings(keep=(keep,), tokens=8192, window=256, rank_step=32)
-    compress(large, tmp_path / "c", settings)
-    export(tmp_path / "c", tmp_path / "b", dtype=dtype)
-    assert (tmp_path / "b" / "weights.bin").stat().st_size == pytest.approx(target, rel=0.01)
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [("int8", 7.5), ("int8", 5.5), ("int4", 3.6), ("float", 23), ("mixed", 6), ("mixed", 4)],
+)
+def test_target_size_is_met_from_below(large: Any, tmp_path: Path, dtype: Any, bits: float) -> None:
+    target = int(bits / 8 * large.config.parameters())
+    settings = Settings(sizes=(target,), dtype=dtype, tokens=8192, window=256, storage="pivoted")
+    written = compress(large, tmp_path / "c", settings)
+    assert (
+        written is not None and written.plan.num_stages == 1 and written.plan.keep[0] >= written.plan.kept(0)
+    )
+    export(tmp_path / "c", tmp_path / "b", dtype="fp32" if dtype == "float" else None)
+    size = (tmp_path / "b" / "weights.bin").stat().st_size
+    assert 0.98 * target <= size <= target
+    if dtype != "float":
+        assert size == file_size(large.config, written.plan, context=large.config.export_context())
 
 
-def test_target_sizes_out_of_reach(stories: Path) -> None:
-    config = DecoderConfig.from_hf(json.loads((stories / "config.json").read_text()))
-    with pytest.raises(UsageError, match="the embedding alone takes"):
-        keep_for_size(config, 1000, dtype="int8")
-    assert keep_for_size(config, 10**9, dtype="int8") == 1.0
+def test_a_size_for_each_stage(large: Any, tmp_path: Path) -> None:
+    sizes = tuple(int(b / 8 * large.config.parameters()) for b in (4.5, 4))
+    settings = Settings(sizes=sizes, dtype="mixed", tokens=8192, window=256, boundaries=(8,))
+    written = compress(large, tmp_path / "c", settings)
+    assert written is not None
+    bundle = export(tmp_path / "c", tmp_path / "b")
+    assert (tmp_path / "b" / "weights.bin").stat().st_size <= sizes[0]
+    assert bundle.stages[1].bytes < sizes[1]
+    assert bundle.stages[1].bytes < bundle.stages[0].bytes
 
 
-def test_the_exports_context_is_the_one_counted() -> None:
-    from flrc_exporters.bundle import DEFAULT_CONTEXT
+def test_target_sizes_out_of_reach(large: Any, tmp_path: Path) -> None:
+    """Refused before anything is measured."""
+    settings = Settings(sizes=(10_000,), dtype="int8", tokens=8192, window=256)
+    seen: list[str] = []
+    with pytest.raises(UsageError, match=r"is below .* the least"):
+        compress(large, tmp_path / "c", settings, progress=lambda phase, *_: seen.append(phase))
+    assert not seen
+    assert not (tmp_path / "c").exists()
 
-    assert module.EXPORT_CONTEXT == DEFAULT_CONTEXT
+
+def test_a_size_larger_than_the_model_keeps_it_dense(large: Any, tmp_path: Path) -> None:
+    settings = Settings(sizes=(10**9,), dtype="int8", tokens=8192, window=256)
+    written = compress(large, tmp_path / "c", settings)
+    assert written is not None and all(p.dense for p in written.plan.projections)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dtype": "mixed"}, "chosen for a size"),
+        ({"sizes": (9,), "allocator": "fisher"}, "cannot meet a size"),
+        ({"sizes": (9, 8), "boundaries": (1, 2)}, "2 stages need 1"),
+        ({"dtype": "int3"}, "int3"),
+    ],
+)
+def test_settings_of_sizes(wrong: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Settings(**wrong)
 
 
 @pytest.mark.parametrize("name", ["compress", "load", "open_model", "set_stage"])

@@ -15,11 +15,6 @@ from flrc_edge import report
 from flrc_edge.errors import FormatError
 from flrc_edge.figures.benchmarks import pictures, recipe_series, write_pictures
 
-SERIES = [
-    {"name": "ours, int4", "x": [80e6, 60e6], "y": [26.0, 44.0], "labels": [".9", ".6"]},
-    {"name": "dense", "x": [150e6, 85e6], "y": [23.0, 29.0], "role": "dense"},
-]
-
 
 def recipe(name: str, keep: float, growth: float, **change: Any) -> dict[str, Any]:
     return {"recipe": name, "keep": keep, "growth": growth, "text": "wiki", "factorization": "one-sided",
@@ -38,9 +33,22 @@ RECIPES = [
 ]
 
 
+POINTS = [
+    {"series": series, "role": role, "label": label, "bytes": size, "text": text, "perplexity": ppl}
+    for text, worse in (("wiki", 1.0), ("emma", 2.0))
+    for series, role, label, size, ppl in (
+        ("ours, int4", "ours", ".8", 80e6, 30.0 * worse),
+        ("ours, int4", "ours", ".6", 60e6, 50.0 * worse),
+        ("dense", "dense", "int4", 90e6, 32.0 * worse),
+    )
+]
+
+
 def test_frontier() -> None:
-    (picture,) = pictures("frontier", "org/model 1", {"series": SERIES})
-    assert picture.file == "frontier-org-model-1.svg" and "ours, int4, dense" in picture.alt
+    found = pictures("frontier", "org/model 1", {"points": POINTS})
+    assert [p.file for p in found] == ["frontier-org-model-1-wiki.svg", "frontier-org-model-1-emma.svg"]
+    picture = found[0]
+    assert "ours, int4, dense" in picture.alt
     svg = picture.draw()
     assert svg == picture.draw() and b">ours, int4<" in svg and b">.6<" in svg
     assert picture.markdown("images") == f"![{picture.alt}](images/{picture.file})"
@@ -82,9 +90,13 @@ def test_healing_from_the_curve_that_heal_writes() -> None:
 @pytest.mark.parametrize(
     ("section", "value"),
     [
-        ("frontier", {"series": [{"name": "a", "x": [1.0]}]}),
-        ("frontier", {"series": [{"name": "a", "x": [1.0], "y": [1.0], "z": 1}]}),
-        ("frontier", {"series": 3}),
+        ("frontier", {"points": [{"series": "a", "text": "wiki"}]}),
+        ("frontier", {"points": [{**POINTS[0], "role": "theirs"}]}),
+        ("frontier", {"points": 3}),
+        ("frontier", {}),
+        ("growth", {"series": [{"name": "a", "x": [1.0]}]}),
+        ("growth", {"series": [{"name": "a", "x": [1.0], "y": [1.0], "z": 1}]}),
+        ("growth", {"series": 3}),
         ("growth", {"series": [[]]}),
         ("healing", {"curve": [{"minutes": 1}]}),
         ("recipes", {}),
@@ -96,7 +108,7 @@ def test_results_in_another_form(section: str, value: Mapping[str, Any]) -> None
         pictures(section, "m", value)
 
 
-@pytest.mark.parametrize("section", ["demo", "formats", "frontier", "healing", "growth"])
+@pytest.mark.parametrize("section", ["demo", "formats", "healing", "growth"])
 def test_nothing_to_draw(section: str) -> None:
     assert pictures(section, "m", {}) == ()
 
@@ -107,9 +119,9 @@ def test_alt_text_cannot_end_the_link() -> None:
 
 
 def test_a_picture_that_is_the_same_is_not_written_again(tmp_path: Path) -> None:
-    found = pictures("frontier", "m", {"series": SERIES})
+    found = pictures("frontier", "m", {"points": POINTS})
     write_pictures(found, tmp_path / "images")
-    path = tmp_path / "images" / "frontier-m.svg"
+    path = tmp_path / "images" / "frontier-m-wiki.svg"
     before = path.stat().st_mtime_ns
     write_pictures(found, tmp_path / "images")
     assert path.stat().st_mtime_ns == before
@@ -124,10 +136,10 @@ def sections(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("sections")
 def test_the_page_shows_the_pictures(tmp_path: Path) -> None:
     path = tmp_path / "benchmarks.json"
-    report.save(path, "frontier", "m", {"series": SERIES})
+    report.save(path, "frontier", "m", {"points": POINTS})
     page = path.with_suffix(".md").read_text()
     assert page == report.page(json.loads(path.read_text())) and "a table\n\n![Perplexity" in page
-    assert (tmp_path / "images" / "frontier-m.svg").read_bytes().startswith(b"<svg")
+    assert (tmp_path / "images" / "frontier-m-wiki.svg").read_bytes().startswith(b"<svg")
 
 
 @pytest.mark.usefixtures("sections")
@@ -135,12 +147,12 @@ def test_without_matplotlib_results_are_saved_and_earlier_pictures_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "benchmarks.json"
-    report.save(path, "frontier", "m", {"series": SERIES})
+    report.save(path, "frontier", "m", {"points": POINTS})
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with caplog.at_level(logging.WARNING):
-        report.save(path, "frontier", "other", {"series": SERIES})
+        report.save(path, "frontier", "other", {"points": POINTS})
     page = path.with_suffix(".md").read_text()
     assert set(json.loads(path.read_text())["frontier"]) == {"m", "other"}
-    assert "images/frontier-m.svg" in page and "images/frontier-other.svg" not in page
+    assert "images/frontier-m-wiki.svg" in page and "images/frontier-other-wiki.svg" not in page
     assert "pip install 'flrc-edge[report]'" in caplog.text

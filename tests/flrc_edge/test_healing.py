@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import flrc_edge
-from flrc_edge.compression import Settings as Compression
 from flrc_edge.compression import compress
 from flrc_edge.errors import FlrcError, NumericalError, UsageError
 from flrc_edge.healing import REPORT, Healed, Point, Settings, heal
 from flrc_edge.lowrank import ChunkProduct
+from flrc_edge.settings import Settings as Compression
 from flrc_edge.texts import WeightedText, token_windows
 from flrc_runtime import manifest
 

@@ -15,10 +15,10 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 import flrc_edge
-from flrc_edge.compression import Settings as Compression
 from flrc_edge.compression import compress
 from flrc_edge.errors import FlrcError, FormatError, UsageError
 from flrc_edge.healing import Healed, Interrupted, Settings, heal
+from flrc_edge.settings import Settings as Compression
 from flrc_edge.texts import WeightedText
 from flrc_runtime import manifest
 

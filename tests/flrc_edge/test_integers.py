@@ -13,9 +13,10 @@ import torch
 import flrc_edge
 import flrc_runtime
 from flrc_edge.calibration import backward
-from flrc_edge.compression import calibration_windows, compress
+from flrc_edge.compression import compress
 from flrc_edge.errors import NumericalError
 from flrc_edge.input_grams import weighted_grams
+from flrc_edge.measurements import calibration_windows
 from flrc_edge.quantization import quantize_compensated, round_to_nearest
 from flrc_edge.quantized_factors import fitted, product, quantize_projection, rotation
 from flrc_exporters.bundle import export
@@ -116,15 +117,23 @@ def test_a_later_chunk_mends_the_first(compressed_stories: Any, gram: torch.Tens
 
 
 @pytest.mark.parametrize("storage", ["plain", "pivoted"])
-@pytest.mark.parametrize("dtype", ["int4", "int8"])
+@pytest.mark.parametrize("dtype", ["int4", "int8", "mixed"])
 def test_checkpoint_and_bundle_hold_the_same_integers(
     compressed_stories: Any, tmp_path: Path, storage: Any, dtype: Any
 ) -> None:
     settings = replace(
-        compressed_stories.settings, keep=(0.95, 0.8), boundaries=(8,), storage=storage, dtype=dtype
+        compressed_stories.settings,
+        keep=(0.95, 0.8),
+        sizes=(270_000, 230_000) if dtype == "mixed" else (),
+        boundaries=(8,),
+        storage=storage,
+        dtype=dtype,
     )
     written = compress(compressed_stories.source, tmp_path / "checkpoint", settings)
-    assert written is not None and written.dtype == dtype and written.plan.embedding == "int8/32"
+    assert written is not None and written.dtype == dtype
+    formats = {f for p in written.plan.projections for f in p.formats}
+    assert len(formats) > 1 if dtype == "mixed" else formats == {f"{dtype}/32"}
+    assert dtype == "mixed" or written.plan.embedding == "int8/32"
     with pytest.raises(UsageError, match="as they are"):
         export(tmp_path / "checkpoint", tmp_path / "no", dtype="int8")
     export(tmp_path / "checkpoint", tmp_path / "bundle", accuracy_level=0)

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from flrc_edge.compression import calibration_windows, compressed, factorize_all, measure, placed, plan_ranks
 from flrc_edge.correction import corrected, fit_corrected
 from flrc_edge.factorization import factorize
 from flrc_edge.layerwise import GroupInputs, walk
+from flrc_edge.measurements import calibration_windows, measure
+from flrc_edge.placement import compressed, placed
+from flrc_edge.planning import factorize_all, plan_ranks
 
 
 @pytest.fixture(scope="module")

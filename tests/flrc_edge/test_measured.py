@@ -11,10 +11,12 @@ import torch
 
 from flrc_edge import allocation
 from flrc_edge.calibration import backward, calibrate
-from flrc_edge.compression import Settings, calibration_windows, factorize_all, with_losses
 from flrc_edge.errors import NumericalError
 from flrc_edge.factorization import Factors
 from flrc_edge.measured import measured_losses
+from flrc_edge.measurements import calibration_windows, with_losses
+from flrc_edge.planning import factorize_all
+from flrc_edge.settings import Settings
 
 NAMES = ("model.layers.0.self_attn.k_proj", "model.layers.2.mlp.gate_proj", "model.layers.4.mlp.down_proj")
 

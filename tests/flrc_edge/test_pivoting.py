@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flrc_edge.compression import factorize_all, measure
 from flrc_edge.errors import NumericalError
+from flrc_edge.measurements import measure
 from flrc_edge.pivoting import pivot
+from flrc_edge.planning import factorize_all
 
 # Of stories260k the largest is 2.3 (o_proj, two-sided), of SmolLM2-135M up to rank 544 1.4.
 LARGEST_COEFFICIENT = 4.0

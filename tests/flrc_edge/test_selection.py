@@ -12,8 +12,10 @@ import torch
 
 from flrc_edge import selection
 from flrc_edge.allocation import Curve
-from flrc_edge.compression import Settings, calibration_windows, compress
+from flrc_edge.compression import compress
 from flrc_edge.errors import UsageError
+from flrc_edge.measurements import calibration_windows
+from flrc_edge.settings import Settings
 from flrc_runtime.manifest import ProjectionPlan, RankPlan, read
 
 

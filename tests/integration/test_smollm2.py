@@ -20,8 +20,9 @@ PROMPT = "Why do we brush our teeth twice a day?"
 def smollm2(real_cache: Path, tmp_path: Path) -> tuple[Any, Path]:
     """The loaded model and a three-stage checkpoint from a short calibration."""
     import flrc_edge
-    from flrc_edge.compression import Settings, compress
+    from flrc_edge.compression import compress
     from flrc_edge.pull import is_pulled
+    from flrc_edge.settings import Settings
 
     if not is_pulled(MODEL):
         pytest.skip(f"flrc-edge pull {MODEL} first")

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 
 import flrc_edge
 from flrc_edge.cli import group
-from flrc_edge.compression import Settings, compress
+from flrc_edge.compression import compress
 from flrc_edge.models import open_model
 from flrc_edge.pull import is_pulled
+from flrc_edge.settings import Settings
 from flrc_edge.texts import WeightedText, token_windows
 from flrc_exporters.bundle import export
 from flrc_runtime import ScriptedStages, generate, load, manifest

@@ -1,0 +1,92 @@
+"""Embedding and head as integers: rounded with the error of the logits compensated, and what each format costs.
+
+A tied matrix is read in both places; it is rounded for the head, whose errors reach every logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flrc_edge.evaluation.token_scores import log_probs_, token_scores
+from flrc_edge.models import LoadedModel
+from flrc_edge.progress import Progress, silent
+from flrc_edge.quantization import QuantizedMatrix, quantize_compensated, round_to_nearest
+from flrc_exporters.number_format import NumberFormat
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+FORMATS = ("int8/32", "int8/128", "int4/32")
+
+
+def quantize_embedding(
+    loaded: LoadedModel, number_format: NumberFormat, gram: Tensor
+) -> dict[str, QuantizedMatrix]:
+    """Round embedding and head.
+
+    Args:
+        loaded: The original model.
+        number_format: Of integers.
+        gram: ``E[h hᵀ]: [hidden, hidden]`` of the head's inputs.
+
+    Returns:
+        Integers by tensor name; a tied head has none of its own.
+    """
+    embedding = loaded.model.get_parameter(EMBEDDING).detach()
+    if loaded.config.tied_embedding:
+        return {EMBEDDING: quantize_compensated(embedding, gram, number_format, name=EMBEDDING)}
+    head = loaded.model.get_parameter(HEAD).detach()
+    return {
+        EMBEDDING: round_to_nearest(embedding, number_format),  # a row is looked up, not multiplied
+        HEAD: quantize_compensated(head, gram, number_format, name=HEAD),
+    }
+
+
+@contextmanager
+def replaced_weights(model: Any, integers: dict[str, QuantizedMatrix]) -> Iterator[None]:
+    """Put what integers stand for in the place of a model's weights while the block runs."""
+    before = {name: model.get_parameter(name).data for name in integers}
+    try:
+        for name, matrix in integers.items():
+            model.get_parameter(name).data = matrix.dequantize().to(before[name].dtype)
+        yield
+    finally:
+        for name, data in before.items():
+            model.get_parameter(name).data = data
+
+
+@torch.no_grad()
+def embedding_losses(
+    loaded: LoadedModel,
+    gram: Tensor,
+    ids: Tensor,
+    *,
+    formats: Sequence[str] = FORMATS,
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Measure the mean KL (nats a token) to the original of each number format of embedding and head alone.
+
+    Args:
+        loaded: The original model; as it was afterwards.
+        gram: See :func:`quantize_embedding`.
+        ids: ``[windows, T]`` tokens.
+        formats: Names of number formats.
+        progress: Called after every format.
+    """
+    model: Any = loaded.model
+    dense = [log_probs_(model(input_ids=w[None], use_cache=False).logits[0, :-1].float()) for w in ids]
+    found = {}
+    for done, name in enumerate(formats, 1):
+        values = []
+        with replaced_weights(model, quantize_embedding(loaded, NumberFormat.named(name), gram)):
+            for window, expected in zip(ids, dense, strict=True):
+                own = log_probs_(model(input_ids=window[None], use_cache=False).logits[0, :-1].float())
+                kl = token_scores(own, window[1:], dense=expected, where=f"calibration text, head {name}").kl
+                assert kl is not None
+                values.append(float(kl.mean()))
+        found[name] = sum(values) / len(values)
+        progress("try formats of the head", done, len(formats))
+    return found

@@ -1,0 +1,123 @@
+"""What rounding the stored matrices of each projection costs, in nats a token, before ranks are chosen.
+
+With ``G = E[‖g‖² x xᵀ] / E[‖g‖²]`` (input_grams.py) the growth of the token loss is taken as
+``½ E[‖g‖²] / m · tr(ΔW G ΔWᵀ)``: to second order, were the errors of different outputs independent and alike, as
+those of rounding nearly are. Every format is really tried, with compensation, on the matrix and on factors of one
+rank; the error relative to the numbers stored hardly depends on the rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flrc_edge.allocation import candidate_ranks
+from flrc_edge.calibration import Moments
+from flrc_edge.chunks import chunks_of
+from flrc_edge.factorization import Factors
+from flrc_edge.models import LoadedModel
+from flrc_edge.progress import Progress, silent
+from flrc_edge.quantized_factors import product, quantize_projection
+from flrc_runtime.manifest import ProjectionPlan, Storage
+
+# Of a dense matrix; and of V and U. V takes few bits best; a longer block saves scales (float32, 1 bit a number at 32).
+DENSE_FORMATS = ("int8/128", "int4/32", "int4/128", "int2/32")
+FACTOR_FORMATS = (
+    ("int8/128", "int8/128"),
+    ("int4/32", "int8/128"),
+    ("int4/32", "int4/32"),
+    ("int4/128", "int4/128"),
+)
+REFERENCE = 0.7  # of the largest candidate rank: where factors are tried
+
+
+@dataclass(frozen=True)
+class RoundingLosses:
+    """Nats a token that rounding one projection costs.
+
+    Args:
+        dense: By the format of its matrix.
+        factored: By storage, then by the formats of V and of U.
+    """
+
+    dense: Mapping[str, float]
+    factored: Mapping[Storage, Mapping[tuple[str, str], float]] = field(default_factory=dict)
+
+    def packed(self) -> Tensor:
+        """Return all numbers in a fixed order, float64."""
+        losses = [*self.dense.values(), *(loss for part in self.factored.values() for loss in part.values())]
+        return torch.tensor(losses, dtype=torch.float64)
+
+    @classmethod
+    def unpacked(cls, values: Tensor, storages: Sequence[Storage]) -> RoundingLosses:
+        """Undo :meth:`packed`; a projection too small for factors has none."""
+        dense, pairs = values[: len(DENSE_FORMATS)], values[len(DENSE_FORMATS) :]
+        rest = pairs.view(-1, len(FACTOR_FORMATS))
+        return cls(
+            dict(zip(DENSE_FORMATS, dense.tolist(), strict=True)),
+            {
+                s: dict(zip(FACTOR_FORMATS, v.tolist(), strict=True))
+                for s, v in zip(storages, rest, strict=False)
+            },
+        )
+
+
+def rounding_losses(
+    loaded: LoadedModel,
+    factors: Mapping[str, Factors],
+    grams: Mapping[str, Tensor],
+    moments: Mapping[str, Moments],
+    *,
+    storages: Sequence[Storage],
+    step: int,
+    progress: Progress = silent,
+) -> dict[str, RoundingLosses]:
+    """Try every number format on every projection.
+
+    Args:
+        loaded: The original model.
+        factors: Of every projection.
+        grams: ``G: [n, n]`` of every projection.
+        moments: For ``E[‖g‖²]``.
+        storages: The forms that factors may be stored in.
+        step: Ranks are multiples of it.
+        progress: Called after every projection.
+
+    Raises:
+        NumericalError: A matrix is not finite.
+    """
+    found = {}
+    for done, (name, f) in enumerate(factors.items(), 1):
+        weight = loaded.model.get_parameter(f"{name}.weight").detach()
+        shape = (weight.shape[0], weight.shape[1])
+        gram = grams[name].double()
+        scale = 0.5 * moments[name].gradient_trace / shape[0]
+
+        def loss(exact: Tensor, rounded: Tensor, gram: Tensor = gram, scale: float = scale) -> float:
+            error = (exact - rounded).double()
+            return scale * float(((error @ gram) * error).sum())
+
+        dense = {}
+        for number_format in DENSE_FORMATS:
+            plan = ProjectionPlan(name, shape, (None,), formats=(number_format,))
+            rounded = quantize_projection(weight, plan, (), gram).weight
+            assert rounded is not None
+            dense[number_format] = loss(weight, rounded)
+        factored: dict[Storage, dict[tuple[str, str], float]] = {}
+        for storage in storages:
+            ranks = candidate_ranks(shape, step, storage=storage)
+            if not ranks:
+                continue
+            rank = min(ranks, key=lambda r, most=ranks[-1]: abs(r - REFERENCE * most))  # type: ignore[misc]
+            factored[storage] = {}
+            for pair in FACTOR_FORMATS:
+                plan = ProjectionPlan(name, shape, (rank,), storage, formats=pair)
+                chunks = chunks_of(f.U, f.V, plan)
+                result = quantize_projection(weight, plan, chunks, gram)
+                factored[storage][pair] = loss(product(chunks[0]), product(result.chunks[0]))
+        found[name] = RoundingLosses(dense, factored)
+        progress("try number formats", done, len(factors))
+    return found
