@@ -73,8 +73,8 @@ def write(
                 tensors[f"{name}.chunks.{i}.U"] = chunk.U.contiguous()
                 if chunk.order is not None:
                     tensors[f"{name}.chunks.{i}.order"] = chunk.order.contiguous()
-        save_file(_as_stored(tensors, integers), work / FACTORS)
-        save_file(_as_stored(_base_tensors(source.model, factored), integers), work / BASE)
+        save_file(as_stored(tensors, integers), work / FACTORS)
+        save_file(as_stored(_base_tensors(source.model, factored), integers), work / BASE)
         write_json(work / "config.json", dict(source.hf_config))
         for name in COPIED:
             if (source.path / name).exists():
@@ -82,7 +82,8 @@ def write(
         return manifest.seal(work, content)
 
 
-def _as_stored(tensors: Mapping[str, Tensor], integers: Mapping[str, QuantizedMatrix]) -> dict[str, Tensor]:
+def as_stored(tensors: Mapping[str, Tensor], integers: Mapping[str, QuantizedMatrix]) -> dict[str, Tensor]:
+    """Return tensors as a checkpoint holds them: integers and scales in the place of floats."""
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name in integers:

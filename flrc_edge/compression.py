@@ -129,7 +129,7 @@ def compress(
         if settings.dtype != "mixed" and not settings.sizes:
             plan = with_formats(plan, settings.dtype, head=settings.head)
         with timings.phase("quantize"):
-            integers = quantize_model(loaded, plan, chunks, grams, progress=progress)
+            integers = quantize_model(loaded.model, plan, chunks, grams, progress=progress)
     content = Manifest(
         kind="checkpoint",
         model=info,

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flrc_edge.evaluation.token_scores import log_probs_, token_scores
-from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, silent
 from flrc_edge.quantization import QuantizedMatrix, quantize_compensated, round_to_nearest
 from flrc_exporters.number_format import NumberFormat
@@ -22,23 +21,28 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FORMATS = ("int8/32", "int8/128", "int4/32")
 
 
+def is_tied(model: nn.Module) -> bool:
+    """Return whether the head is the embedding itself."""
+    return model.get_parameter(HEAD).data_ptr() == model.get_parameter(EMBEDDING).data_ptr()
+
+
 def quantize_embedding(
-    loaded: LoadedModel, number_format: NumberFormat, gram: Tensor
+    model: nn.Module, number_format: NumberFormat, gram: Tensor
 ) -> dict[str, QuantizedMatrix]:
     """Round embedding and head.
 
     Args:
-        loaded: The original model.
+        model: A Hugging Face causal language model.
         number_format: Of integers.
         gram: ``E[h hᵀ]: [hidden, hidden]`` of the head's inputs.
 
     Returns:
         Integers by tensor name; a tied head has none of its own.
     """
-    embedding = loaded.model.get_parameter(EMBEDDING).detach()
-    if loaded.config.tied_embedding:
+    embedding = model.get_parameter(EMBEDDING).detach()
+    if is_tied(model):
         return {EMBEDDING: quantize_compensated(embedding, gram, number_format, name=EMBEDDING)}
-    head = loaded.model.get_parameter(HEAD).detach()
+    head = model.get_parameter(HEAD).detach()
     return {
         EMBEDDING: round_to_nearest(embedding, number_format),  # a row is looked up, not multiplied
         HEAD: quantize_compensated(head, gram, number_format, name=HEAD),
@@ -60,7 +64,7 @@ def replaced_weights(model: Any, integers: dict[str, QuantizedMatrix]) -> Iterat
 
 @torch.no_grad()
 def embedding_losses(
-    loaded: LoadedModel,
+    model: Any,
     gram: Tensor,
     ids: Tensor,
     *,
@@ -70,18 +74,17 @@ def embedding_losses(
     """Measure the mean KL (nats a token) to the original of each number format of embedding and head alone.
 
     Args:
-        loaded: The original model; as it was afterwards.
+        model: A Hugging Face causal language model; as it was afterwards.
         gram: See :func:`quantize_embedding`.
         ids: ``[windows, T]`` tokens.
         formats: Names of number formats.
         progress: Called after every format.
     """
-    model: Any = loaded.model
     dense = [log_probs_(model(input_ids=w[None], use_cache=False).logits[0, :-1].float()) for w in ids]
     found = {}
     for done, name in enumerate(formats, 1):
         values = []
-        with replaced_weights(model, quantize_embedding(loaded, NumberFormat.named(name), gram)):
+        with replaced_weights(model, quantize_embedding(model, NumberFormat.named(name), gram)):
             for window, expected in zip(ids, dense, strict=True):
                 own = log_probs_(model(input_ids=window[None], use_cache=False).logits[0, :-1].float())
                 kl = token_scores(own, window[1:], dense=expected, where=f"calibration text, head {name}").kl

@@ -146,9 +146,9 @@ def frontier(
     for c in candidates:
         with timings.phase("round"):
             if c.nearest:
-                integers = round_model(loaded, c.plan, c.chunks)
+                integers = round_model(loaded.model, c.plan, c.chunks)
             else:
-                integers = quantize_model(loaded, c.plan, c.chunks, grams, progress=progress)
+                integers = quantize_model(loaded.model, c.plan, c.chunks, grams, progress=progress)
         size = file_size(loaded.config, c.plan, context=loaded.config.export_context())
         with timings.phase("perplexity"), placed_integers(loaded, c.plan, c.chunks, integers) as model:
             for name, w in ids.items():

@@ -28,7 +28,7 @@ def weighted_grams(
     """Measure the weighted second moments of every projection's inputs.
 
     Args:
-        model: The original model, float32.
+        model: The original model, float32, or a compressed one.
         projections: Names of its linear layers.
         ids: ``[windows, T]`` tokens.
         progress: Called after every window.
@@ -73,8 +73,8 @@ def weighted_grams(
 class _Weighted:
     """Sums of one projection, as a forward hook."""
 
-    def __init__(self, module: nn.Linear) -> None:
-        n = module.weight.shape[1]
+    def __init__(self, module: Any) -> None:
+        n = module.in_features
         self.gram = torch.zeros(n, n)
         self.weight = 0.0
 

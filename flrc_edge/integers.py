@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flrc_edge.chunks import Chunk
-from flrc_edge.embedding_rounding import EMBEDDING, quantize_embedding
+from flrc_edge.embedding_rounding import EMBEDDING, is_tied, quantize_embedding
 from flrc_edge.embedding_rounding import HEAD as HEAD_WEIGHT
 from flrc_edge.input_grams import HEAD
-from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, silent
 from flrc_edge.quantization import QuantizedMatrix, round_to_nearest
 from flrc_edge.quantized_factors import quantize_projection
@@ -27,7 +26,7 @@ def with_formats(plan: RankPlan, dtype: str, *, head: str) -> RankPlan:
 
 
 def quantize_model(
-    loaded: LoadedModel,
+    model: nn.Module,
     plan: RankPlan,
     chunks: Mapping[str, Sequence[Chunk]],
     grams: Mapping[str, Tensor],
@@ -37,7 +36,7 @@ def quantize_model(
     """Round every matrix of a plan to its number format.
 
     Args:
-        loaded: The original model.
+        model: The original model, or a compressed one in floats.
         plan: With number formats.
         chunks: Float factors of the factored projections.
         grams: ``[n, n]`` of every projection and of the head, from input_grams.py.
@@ -51,23 +50,23 @@ def quantize_model(
     """
     found: dict[str, QuantizedMatrix] = {}
     for done, p in enumerate(plan.projections, 1):
-        weight = loaded.model.get_parameter(f"{p.name}.weight").detach()
+        weight = model.get_parameter(f"{p.name}.weight").detach() if p.dense else None
         result = quantize_projection(weight, p, tuple(chunks.get(p.name, ())), grams[p.name])
         found |= {f"{p.name}.{matrix}": integers for matrix, integers in result.integers.items()}
         progress("quantize", done, len(plan.projections))
     number_format = NumberFormat.named(plan.embedding)
     if number_format.quantized:
-        found |= quantize_embedding(loaded, number_format, grams[HEAD])
+        found |= quantize_embedding(model, number_format, grams[HEAD])
     return found
 
 
 def round_model(
-    loaded: LoadedModel, plan: RankPlan, chunks: Mapping[str, Sequence[Chunk]]
+    model: nn.Module, plan: RankPlan, chunks: Mapping[str, Sequence[Chunk]]
 ) -> dict[str, QuantizedMatrix]:
     """Round every matrix of a plan to nearest, as ``export --dtype`` does; what compensation is compared with.
 
     Args:
-        loaded: The original model.
+        model: The original model.
         plan: With number formats.
         chunks: Float factors of the factored projections.
 
@@ -75,14 +74,14 @@ def round_model(
         Integers by the tensor name of a checkpoint.
     """
     tensors = {f"{p.name}.weight": p.format_of("weight") for p in plan.projections if p.dense}
-    matrices = {name: (loaded.model.get_parameter(name).detach(), f) for name, f in tensors.items()}
+    matrices = {name: (model.get_parameter(name).detach(), f) for name, f in tensors.items()}
     for p in plan.projections:
         for i, chunk in enumerate(chunks.get(p.name, ())):
             for part, matrix in (("V", chunk.V), ("U", chunk.U)):
                 name = f"chunks.{i}.{part}"
                 matrices[f"{p.name}.{name}"] = (matrix, p.format_of(name))
-    embedded = [EMBEDDING] if loaded.config.tied_embedding else [EMBEDDING, HEAD_WEIGHT]
-    matrices |= {name: (loaded.model.get_parameter(name).detach(), plan.embedding) for name in embedded}
+    embedded = [EMBEDDING] if is_tied(model) else [EMBEDDING, HEAD_WEIGHT]
+    matrices |= {name: (model.get_parameter(name).detach(), plan.embedding) for name in embedded}
     found = {}
     for name, (matrix, named) in matrices.items():
         number_format = NumberFormat.named(named)

@@ -161,7 +161,7 @@ def tried_roundings(
             loaded, factors, grams, moments, storages=storages, step=settings.rank_step, progress=progress
         )
         ids = some_windows(calibration_windows(loaded, settings).ids, HEAD_WINDOWS)
-        head = embedding_losses(loaded, grams[HEAD], ids, progress=progress)
+        head = embedding_losses(loaded.model, grams[HEAD], ids, progress=progress)
         return {HEAD: torch.tensor([*head.values()]), **{name: r.packed() for name, r in found.items()}}
 
     found = cached_tensors("rounding", _key(settings, (*parts, formats)), measure_all)

@@ -38,12 +38,12 @@ class QuantizedProjection:
 
 
 def quantize_projection(
-    weight: Tensor, plan: ProjectionPlan, chunks: tuple[Chunk, ...], gram: Tensor
+    weight: Tensor | None, plan: ProjectionPlan, chunks: tuple[Chunk, ...], gram: Tensor
 ) -> QuantizedProjection:
     """Round the matrices of one projection to the formats of its plan.
 
     Args:
-        weight: ``[m, n]``: what a dense projection should compute.
+        weight: ``[m, n]`` of a dense projection; of a factored one it is not read.
         plan: Ranks, storage and number formats.
         chunks: Its float factors, if it is not dense.
         gram: ``[n, n]``: (weighted) second moments of its inputs.
@@ -61,6 +61,7 @@ def quantize_projection(
         return integers[name].dequantize()
 
     if plan.dense:
+        assert weight is not None
         return QuantizedProjection(integers, rounded(weight, "weight", gram), ())
     gram = gram.double()
     left = torch.zeros(plan.shape, dtype=torch.float64)

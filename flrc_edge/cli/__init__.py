@@ -18,6 +18,7 @@ COMMANDS = {
     "pull": "Download a built-in model.",
     "compress": "Compress a model into a checkpoint of nested low-rank factors.",
     "heal": "Train a checkpoint's factors for a while to answer as the dense model does.",
+    "quantize": "Round a checkpoint to integers that make up for their rounding errors.",
     "export": "Export a checkpoint into a bundle: one ONNX graph per stage, one weight file.",
     "generate": "Stream an answer from a bundle.",
     "bench": "Measure prompt and decode speed of every stage of a bundle.",

@@ -69,7 +69,7 @@ def test_packed_and_unpacked(tried: Any) -> None:
 def test_the_heads_errors_are_compensated(tried: Any) -> None:
     loaded, ids, grams, _ = tried
     number_format = NumberFormat.named("int4")
-    ours = quantize_embedding(loaded, number_format, grams[HEAD])
+    ours = quantize_embedding(loaded.model, number_format, grams[HEAD])
     assert set(ours) == {EMBEDDING}  # tied
     weight = loaded.model.get_parameter(EMBEDDING).detach()
     before = weight.clone()
@@ -80,7 +80,7 @@ def test_the_heads_errors_are_compensated(tried: Any) -> None:
 
     nearest = round_to_nearest(weight, number_format).dequantize()
     assert error(ours[EMBEDDING].dequantize()) < 0.8 * error(nearest)
-    losses = embedding_losses(loaded, grams[HEAD], ids[:4], formats=("int8/32", "int4/32"))
+    losses = embedding_losses(loaded.model, grams[HEAD], ids[:4], formats=("int8/32", "int4/32"))
     assert 0 < losses["int8/32"] < 0.1 * losses["int4/32"]
     assert torch.equal(loaded.model.get_parameter(EMBEDDING), before)
 
