@@ -12,16 +12,19 @@ import torch
 
 from flrc_edge.allocation import check_feasible
 from flrc_edge.baselines.rank_search import Search, check_reachable
+from flrc_edge.checkpoint import load
 from flrc_edge.errors import UsageError
 from flrc_edge.evaluation.perplexity import perplexity, torch_logits
 from flrc_edge.measurements import window_length
 from flrc_edge.models import LoadedModel
+from flrc_edge.origin import check_dense
 from flrc_edge.placement import compressed
 from flrc_edge.progress import Progress, Timings, peak_rss_bytes, silent
 from flrc_edge.recipe_bench import RecipeBench, SearchTime
 from flrc_edge.recipes import RECIPES, REFERENCE, Recipe
 from flrc_edge.settings import Settings
 from flrc_edge.texts import WeightedText, token_windows
+from flrc_runtime.manifest import Manifest, read
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def compare(
     texts: Sequence[str],
     windows: int | None = 20,
     recipes: Sequence[Recipe] = RECIPES,
+    checkpoints: Sequence[Path] = (),
     search: Search | None = None,
     progress: Progress = silent,
 ) -> Comparison:
@@ -102,6 +106,7 @@ def compare(
         keeps: Shares of projection parameters, each measured alone.
         texts: What perplexity is measured on; must not be calibrated on.
         windows: How many windows of ``settings.window`` tokens from the beginning of each text; None for all.
+        checkpoints: Folders of checkpoints of this model to measure beside the recipes, each at its stage 0.
         recipes: Which to compare. ``asvd`` takes more than a thousand evaluations, once for all keeps.
         search: Samples of ASVD's search.
         progress: Called after each unit of work.
@@ -111,6 +116,7 @@ def compare(
     """
     search = search or Search()
     _check(loaded, settings, keeps=keeps, texts=texts, recipes=recipes)
+    measured = [(path, _open_checkpoint(path, loaded)) for path in checkpoints]
     timings = Timings()
     length = window_length(loaded, settings.window)
     ids = {
@@ -149,6 +155,15 @@ def compare(
                             growth=log(value) - log(dense[name]),
                         )
                 progress(f"perplexity, {recipe.name}", done, len(keeps))
+    rows = [figures[keep, r.name, name] for keep in keeps for r in recipes for name in ids]
+    for path, content in measured:
+        model = load(path)
+        with timings.phase("perplexity"):
+            for name, windows_of in ids.items():
+                rows.append(
+                    _figure_of(path, content, name, perplexity(torch_logits(model), windows_of), dense[name])
+                )
+        progress(f"perplexity, {path.name}", 1, 1)
     calibration = bench.calibration
     return Comparison(
         model=loaded.name,
@@ -157,12 +172,7 @@ def compare(
         calibration=" + ".join(f"{t.name} ({t.tokens})" for t in calibration.texts),
         calibration_tokens=calibration.tokens,
         labels=settings.labels,
-        figures=tuple(
-            _with_ratio(figures[keep, recipe.name, name], figures.get((keep, REFERENCE, name)))
-            for keep in keeps
-            for recipe in recipes
-            for name in ids
-        ),
+        figures=tuple(_with_ratio(f, figures.get((f.keep, REFERENCE, f.text))) for f in rows),
         searches=bench.search_times(),
         seconds={name: round(seconds, 2) for name, seconds in timings.seconds.items()},
         peak_rss_bytes=peak_rss_bytes(),
@@ -191,6 +201,32 @@ def _check(
             check_feasible(shapes.values(), (keep,), step=settings.rank_step, storage=recipe.storage)
         if recipe.allocator == "asvd":
             check_reachable(shapes, keeps, step=settings.rank_step, storage=recipe.storage)
+
+
+def _open_checkpoint(path: Path, loaded: LoadedModel) -> Manifest:
+    content = read(path, "checkpoint")
+    check_dense(loaded, content, where=path.name)
+    return content
+
+
+def _figure_of(path: Path, content: Manifest, text: str, value: float, dense: float) -> Figure:
+    """Return the figure of a checkpoint on one text."""
+    plan = content.plan
+    healed = ", healed" if "healing.json" in content.files else ""
+    storages = sorted({p.storage for p in plan.projections if not p.dense})
+    return Figure(
+        recipe=path.name,
+        factorization=content.factorization,
+        ranks=f"{plan.allocator}{healed}",
+        storage=" and ".join(storages) or "plain",
+        keep=plan.keep[0],
+        kept=round(plan.kept(0), 5),
+        parameters=plan.activated(0),
+        dense_projections=sum(p.dense for p in plan.projections),
+        text=text,
+        perplexity=round(value, 3),
+        growth=log(value) - log(dense),
+    )
 
 
 def _with_ratio(figure: Figure, reference: Figure | None) -> Figure:

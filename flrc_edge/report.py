@@ -11,6 +11,7 @@ from flrc_edge.errors import FormatError
 from flrc_edge.evaluation.tables import evaluation_table
 from flrc_edge.figures.benchmarks import pictures, write_pictures
 from flrc_edge.figures.canvas import MissingPackageError, check_matplotlib
+from flrc_edge.merged_recipes import merged
 from flrc_runtime.files import read_json, write_json
 
 HEADER = """# Benchmarks
@@ -25,6 +26,8 @@ _log = logging.getLogger(__name__)
 def save(path: Path, section: str, key: str, value: Mapping[str, Any]) -> None:
     """Put one result into a JSON file and write the Markdown page beside it anew.
 
+    Recipes are added to those measured under the same conditions; any other result takes an earlier one's place.
+
     Args:
         path: The JSON file; created if missing.
         section: A key of ``SECTIONS``.
@@ -37,7 +40,8 @@ def save(path: Path, section: str, key: str, value: Mapping[str, Any]) -> None:
     content: Any = read_json(path) if path.exists() else {}
     if not isinstance(content, dict):
         raise FormatError(f"{path} is not a JSON object")
-    content.setdefault(section, {})[key] = value
+    results = content.setdefault(section, {})
+    results[key] = merged(results[key], value) if section == "recipes" and key in results else value
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
     write_page(path)
@@ -237,9 +241,36 @@ def frontier_table(c: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def healing_table(c: Mapping[str, Any]) -> str:
+    """Return the curve of one healing run."""
+    stages = range(len(c["curve"][0]["validation"]))
+    texts = " + ".join(f"{t['name']} ({t['weight']:g})" for t in c["texts"])
+    settings = c["settings"]
+    lines = [
+        "`flrc-edge heal CHECKPOINT -o OUTPUT --save docs/benchmarks.json`",
+        "",
+        f"Distillation of {c['checkpoint']} (keep {', '.join(f'{k:.3f}' for k in c['kept'])}, {c['storage']}) from "
+        f"{c['model']} on {c['tokens']} tokens of {texts}: {settings['train']}, lr {settings['lr']:g}, "
+        f"{settings['tokens_per_step']} tokens a step, {c['precision']}. Mean KL to the dense model, nats a token, on "
+        f"windows of the same texts that are not trained on. {c['machine']}.",
+        "",
+        "| step | minutes | " + " | ".join(f"stage {s}" for s in stages) + " |",
+        "|---|---|" + "---|" * len(stages),
+    ]
+    points = c["curve"]
+    every = max(1, len(points) // 12)
+    shown = [p for i, p in enumerate(points) if i % every == 0 or i == len(points) - 1]
+    lines += [
+        f"| {p['step']} | {p['minutes']:.1f} | " + " | ".join(f"{v:.4f}" for v in p["validation"]) + " |"
+        for p in shown
+    ]
+    return "\n".join(lines)
+
+
 SECTIONS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "recipes": ("Recipes at equal parameters", recipes_table),
     "frontier": ("Quality against bytes", frontier_table),
+    "healing": ("Healing", healing_table),
     "formats": ("Number formats", formats_table),
     "demo": ("The demo", demo_table),
     "evaluation": ("Evaluation", evaluation_table),

@@ -28,6 +28,13 @@ HELD_OUT = ("wikitext2-heldout", "austen-heldout")
     help="Which to compare (repeatable); all by default. ASVD's rank search takes far longer than all others.",
 )
 @click.option(
+    "--checkpoint",
+    "checkpoints",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A checkpoint of MODEL, such as a healed one, to measure beside them (repeatable).",
+)
+@click.option(
     "--storage",
     type=click.Choice(["plain", "pivoted", "both"]),
     default="plain",
@@ -68,6 +75,7 @@ def command(
     model: str,
     keep: str,
     names: tuple[str, ...],
+    checkpoints: tuple[Path, ...],
     storage: Any,
     measured: tuple[str, ...],
     windows: int,
@@ -150,6 +158,7 @@ def command(
                 texts=measured,
                 windows=windows,
                 recipes=[*plain, *pivoted],
+                checkpoints=checkpoints,
                 search=search,
                 progress=progress,
             )

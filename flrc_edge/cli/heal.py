@@ -68,6 +68,9 @@ log = logging.getLogger(__name__)
     help="Of the matrix products; auto: bfloat16 where the processor is built for it.",
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run into the same output.")
+@click.option(
+    "--save", type=click.Path(path_type=Path), help="Put the curve into this JSON file and its .md page."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -79,6 +82,7 @@ def command(
     stage_weights: str | None,
     texts: tuple[str, ...],
     resume: bool,
+    save: Path | None,
     overwrite: bool,
     as_json: bool,
     **settings: Any,
@@ -131,6 +135,10 @@ def command(
         raise
     if result is None:
         return
+    if save is not None:
+        from flrc_edge.report import save as save_result
+
+        save_result(save, "healing", output.name, result.benchmark(checkpoint.name))
     if as_json:
         report = {
             "checkpoint": str(output),

@@ -6,6 +6,7 @@ Windows and stage are functions of seed and step, so a resumed run equals an uni
 from __future__ import annotations
 
 import hashlib
+import platform
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,8 +19,6 @@ from torch import Tensor, nn
 
 from flrc_edge import checkpoint, schedule
 from flrc_edge.boundaries import HORIZON
-from flrc_edge.builtin_models import BUILTIN
-from flrc_edge.compression import model_info
 from flrc_edge.divergence import dense_log_probs
 from flrc_edge.errors import UsageError
 from flrc_edge.healing.balance import balance, stored_tensors
@@ -29,23 +28,42 @@ from flrc_edge.healing.settings import Settings
 from flrc_edge.healing.state import StateFile
 from flrc_edge.healing.trainer import Trainer
 from flrc_edge.healing.windows import TrainingWindows, training_windows
-from flrc_edge.models import DTYPES, LoadedModel, ModelSource, open_model, resolve_model
+from flrc_edge.models import DTYPES, LoadedModel
+from flrc_edge.origin import open_dense
 from flrc_edge.progress import Progress, silent
 from flrc_runtime import manifest
 from flrc_runtime.files import check_output_folder, published_folder, read_json, write_json
 from flrc_runtime.manifest import Manifest
 
 REPORT = "healing.json"
-_FACTS = ("architecture", "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
 
 
 @dataclass(frozen=True)
 class Healed:
-    """What a run did: the manifest as written, tokens trained on, and the curve from the start to the end."""
+    """What a run did.
+
+    Attributes:
+        manifest: As written.
+        tokens: Trained on.
+        curve: From the start to the end.
+        report: The run's entry in ``healing.json``.
+    """
 
     manifest: Manifest
     tokens: int
     curve: tuple[Point, ...]
+    report: dict[str, Any]
+
+    def benchmark(self, checkpoint: str) -> dict[str, Any]:
+        """Return the result for ``benchmarks.json``, of a checkpoint of that name."""
+        plan = self.manifest.plan
+        return {
+            **self.report,
+            "checkpoint": checkpoint,
+            "kept": [round(plan.kept(s), 4) for s in range(plan.num_stages)],
+            "storage": " and ".join(sorted({p.storage for p in plan.projections if not p.dense})),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        }
 
 
 def heal(
@@ -93,7 +111,7 @@ def heal(
     weights = settings.stage_weights or (1.0,) * stages
     if len(weights) != stages:
         raise UsageError(f"{len(weights)} stage weights are given, {source.name} has {stages} stages")
-    dense = _open_dense(model, content, source)
+    dense = open_dense(model, content, source)
     windows = training_windows(
         dense.tokenizer,
         settings.texts,
@@ -142,55 +160,7 @@ def heal(
         }
         written = _publish(target, source, content, trained=trained, report=report, overwrite=overwrite)
         state.remove()
-    return Healed(written, session.tokens, tuple(session.curve))
-
-
-def check_dense(source: ModelSource | LoadedModel, content: Manifest, *, where: str) -> None:
-    """Refuse a dense model that the checkpoint cannot have been compressed from.
-
-    Raises:
-        UsageError: Its architecture, vocabulary or a shape differs; names the first difference.
-    """
-    found = model_info(source.name, source.config)
-    for fact in _FACTS:
-        has, wanted = getattr(found, fact), getattr(content.model, fact)
-        if has != wanted:
-            raise UsageError(
-                f"{source.name} has {fact} {has}, {where} was compressed from a model with {wanted}",
-                hint="name the model it was compressed from with --model",
-            )
-    shapes = {p.name: p.shape for p in source.config.projections()}
-    for p in content.plan.projections:
-        if shapes.get(p.name) != p.shape:
-            raise UsageError(
-                f"{p.name} of {source.name} is {shapes.get(p.name)}, {where} was compressed from {p.shape}",
-                hint="name the model it was compressed from with --model",
-            )
-
-
-def dense_name(model: str | None, content: Manifest, *, where: str) -> str:
-    """Return the model to open: the one given, else the built-in one that the manifest names.
-
-    Raises:
-        UsageError: None is given and the manifest's is not built in.
-    """
-    if model is not None:
-        return model
-    if content.model.name not in BUILTIN:
-        raise UsageError(
-            f"{where} was compressed from {content.model.name}, which is not a built-in model",
-            hint="name that model (folder, GGUF file or hub id) with --model",
-        )
-    return content.model.name
-
-
-def _open_dense(model: str | LoadedModel | None, content: Manifest, folder: Path) -> LoadedModel:
-    if isinstance(model, LoadedModel):
-        check_dense(model, content, where=folder.name)
-        return model
-    name = dense_name(model, content, where=folder.name)
-    check_dense(resolve_model(name), content, where=folder.name)  # before any weights are loaded
-    return open_model(name)
+    return Healed(written, session.tokens, tuple(session.curve), report)
 
 
 def _run(

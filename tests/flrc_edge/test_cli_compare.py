@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+import flrc_edge
 from flrc_edge.cli import group
+from flrc_edge.evaluation.perplexity import perplexity, torch_logits
+from flrc_edge.texts import WeightedText, token_windows
 
 SMALL = ("--tokens", 2816, "--window", 256, "--rank-step", 8, "--windows", 2, "--text", "austen-heldout")
 TWO = ("--recipe", "svd-llm", "--recipe", "spectrum-two-sided")
@@ -38,6 +43,70 @@ def test_table_json_and_page(stories: Path, tmp_path: Path) -> None:
         ("flra-gw2", "one-sided", 0.8)
     ]
     assert json.loads(save.read_text())["recipes"]["stories260k"]["figures"] != result["figures"]
+
+
+def test_a_checkpoint_beside_the_recipes(compressed_stories: Any, tmp_path: Path) -> None:
+    folder, source = compressed_stories.checkpoint, compressed_stories.source
+    done = run(
+        "-q", "compare", source.path, "--keep", ".9", "--recipe", "svd-llm", "--checkpoint", folder, "--json", *SMALL
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    reference, ours = json.loads(done.stdout)["figures"]
+    plan = compressed_stories.manifest.plan
+    assert (ours["recipe"], ours["ranks"], ours["keep"]) == (folder.name, "measured", 0.9)
+    assert ours["kept"] == round(plan.kept(0), 5)
+    assert ours["ratio"] == pytest.approx(ours["growth"] / reference["growth"], rel=0.01)
+    ids = token_windows(source.tokenizer, (WeightedText("austen-heldout"),), windows=2, length=256).ids
+    expected = perplexity(torch_logits(flrc_edge.load(folder)), ids)
+    assert ours["perplexity"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    compressed_stories: Any, family_model: Callable[[str], Path]
+) -> None:
+    done = run("compare", family_model("llama"), "--checkpoint", compressed_stories.checkpoint, *SMALL)
+    assert done.exit_code == 2 and "Traceback" not in done.stderr
+    assert "was compressed from a model with" in done.stderr
+
+
+def test_frontier(stories: Path, tmp_path: Path) -> None:
+    save = tmp_path / "b.json"
+    done = run(
+        "-q", "compare", stories, "--frontier", "--keep", ".8", "--bits", "7,5",
+        "--save", save, *SMALL,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    points = json.loads(save.read_text())["frontier"]["stories260k"]["points"]
+    series = {p["series"] for p in points}
+    assert series == {
+        "dense, nearest", "dense, compensated", "svd-llm, int4 nearest", "flra-gw2, int4 nearest",
+        "ours, int8", "ours, int4", "ours, int4 nearest", "ours, mixed",
+    }  # fmt: skip
+    growth = {(p["series"], p["label"]): p["growth"] for p in points}
+    assert growth["dense, compensated", "int4/32"] < growth["dense, nearest", "int4/32"]
+    assert (
+        growth["ours, int4", "0.8"]
+        < growth["ours, int4 nearest", "0.8"]
+        < growth["svd-llm, int4 nearest", "0.8"]
+    )
+    mixed = {p["label"]: p for p in points if p["series"] == "ours, mixed"}
+    assert 6.8 < mixed["7 bit"]["bits"] <= 7 and 4.8 < mixed["5 bit"]["bits"] <= 5
+    assert "Quality against bytes: stories260k" in save.with_suffix(".md").read_text()
+    assert (tmp_path / "images" / "frontier-stories260k-austen-heldout.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--frontier", "--formats"), "two comparisons"),
+        (("--frontier", "--bits", "4,x"), "list of numbers"),
+        (("--frontier", "--bits", "0"), "--bits must lie between"),
+        (("--frontier", "--storage", "both"), "--frontier takes one storage"),
+    ],
+)
+def test_frontier_mistakes(stories: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = run("compare", stories, *arguments)
+    assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_asvd_two_texts_and_both_storages(stories: Path) -> None:

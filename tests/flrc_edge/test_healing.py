@@ -369,9 +369,11 @@ def test_two_processes_heal_as_one(pivoted: Checkpoint, stories: Path, tmp_path:
             capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path, env=environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-    start, alone, both = (tensors(f) for f in (pivoted.folder, one, two))
-    assert changed(pivoted.folder, two) == changed(pivoted.folder, one)
-    for name in changed(pivoted.folder, one):
+    start, alone, both = (
+        products(f) for f in (pivoted.folder, one, two)
+    )  # other pivot rows make the same product
+    assert start
+    for name in start:
         moved = (alone[name] - start[name]).norm()
         assert (both[name] - alone[name]).norm() < 0.05 * moved, name
     curves = [json.loads((f / REPORT).read_text())["runs"][0]["curve"] for f in (one, two)]
