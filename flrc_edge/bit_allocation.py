@@ -42,7 +42,9 @@ class Formats:
         if dtype == "mixed":
             return cls(DENSE_FORMATS, FACTOR_FORMATS, EMBEDDING_FORMATS)
         name = NumberFormat.named("fp32" if dtype == "float" else dtype).name
-        return cls((name,), ((name, name),), (NumberFormat.named("fp32" if dtype == "float" else head).name,))
+        finer = name.replace("int4", "int8")  # of pivoted U, see with_formats
+        head = NumberFormat.named("fp32" if dtype == "float" else head).name
+        return cls((name,), tuple(dict.fromkeys([(name, name), (name, finer)])), (head,))
 
 
 def joint_plan(

@@ -129,7 +129,7 @@ def plan_sizes(
         formats = Formats.of(settings.dtype, settings.head)
         alike = RoundingLosses(
             dict.fromkeys(formats.dense, 0.0),
-            {storage: dict.fromkeys(formats.factored, 0.0) for storage in storages},
+            {storage: {formats.factored[-1 if storage == "pivoted" else 0]: 0.0} for storage in storages},
         )
         rounding, embedding = dict.fromkeys(factors, alike), dict.fromkeys(formats.embedding, 0.0)
     plan = joint_plan(

@@ -28,6 +28,7 @@ DENSE_FORMATS = ("int8/128", "int4/32", "int4/128", "int2/32")
 FACTOR_FORMATS = (
     ("int8/128", "int8/128"),
     ("int4/32", "int8/128"),
+    ("int4/128", "int8/128"),
     ("int4/32", "int4/32"),
     ("int4/128", "int4/128"),
 )

@@ -36,7 +36,7 @@ def test_fewer_bits_and_longer_blocks_cost_more(tried: Any) -> None:
             pairs = r.factored[storage]
             assert tuple(pairs) == FACTOR_FORMATS
             losses = list(pairs.values())
-            assert 0 < losses[0] < losses[1] < losses[2]
+            assert 0 < losses[0] < losses[1] < losses[3]
 
 
 @torch.no_grad()
