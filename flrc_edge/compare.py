@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import log
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from flrc_edge.allocation import check_feasible
 from flrc_edge.baselines.rank_search import Search, check_reachable
 from flrc_edge.checkpoint import load
 from flrc_edge.errors import UsageError
-from flrc_edge.evaluation.perplexity import perplexity, torch_logits
+from flrc_edge.heldout import EvaluationText, HeldOut, check_texts, held_out_windows, hold_out
 from flrc_edge.measurements import window_length
 from flrc_edge.models import LoadedModel
 from flrc_edge.origin import check_dense
@@ -23,17 +22,7 @@ from flrc_edge.progress import Progress, Timings, peak_rss_bytes, silent
 from flrc_edge.recipe_bench import RecipeBench, SearchTime
 from flrc_edge.recipes import RECIPES, REFERENCE, Recipe
 from flrc_edge.settings import Settings
-from flrc_edge.texts import WeightedText, token_windows
-from flrc_runtime.manifest import Manifest, read
-
-
-@dataclass(frozen=True)
-class EvaluationText:
-    """What perplexity is measured on, and the dense model's."""
-
-    name: str
-    tokens: int
-    dense_perplexity: float
+from flrc_runtime.manifest import Manifest, RankPlan, read
 
 
 @dataclass(frozen=True)
@@ -119,18 +108,10 @@ def compare(
     measured = [(path, _open_checkpoint(path, loaded)) for path in checkpoints]
     timings = Timings()
     length = window_length(loaded, settings.window)
-    ids = {
-        Path(text).name: token_windows(
-            loaded.tokenizer, (WeightedText(text),), windows=windows, length=length
-        ).ids
-        for text in texts
-    }
+    cut = held_out_windows(loaded, texts, windows=windows, length=length)
     bench = RecipeBench(loaded, settings, recipes=recipes, search=search, timings=timings, progress=progress)
-    dense: dict[str, float] = {}
     with timings.phase("perplexity, dense"):
-        for name, windows_of in ids.items():
-            dense[name] = perplexity(torch_logits(loaded.model), windows_of)
-            progress("perplexity, dense", len(dense), len(ids))
+        held_out = hold_out(loaded, cut, progress=progress)
     figures: dict[tuple[float, str, str], Figure] = {}
     for method in dict.fromkeys(r.factorization for r in recipes):
         group = [r for r in recipes if r.factorization == method]
@@ -139,35 +120,26 @@ def compare(
             for done, keep in enumerate(keeps, 1):
                 plan = bench.plan(recipe, keep)
                 with timings.phase("perplexity"), compressed(loaded, plan, bench.factors) as model:
-                    for name, windows_of in ids.items():
-                        value = perplexity(torch_logits(model), windows_of)
-                        figures[keep, recipe.name, name] = Figure(
-                            recipe=recipe.name,
-                            factorization=method,
-                            ranks=recipe.ranks,
-                            storage=recipe.storage,
-                            keep=keep,
-                            kept=round(plan.kept(0), 5),
-                            parameters=plan.activated(0),
-                            dense_projections=sum(p.dense for p in plan.projections),
-                            text=name,
-                            perplexity=round(value, 3),
-                            growth=log(value) - log(dense[name]),
-                        )
+                    for f in _figures(
+                        recipe.name, method, recipe.ranks, recipe.storage, plan, model, held_out
+                    ):
+                        figures[keep, recipe.name, f.text] = f
                 progress(f"perplexity, {recipe.name}", done, len(keeps))
-    rows = [figures[keep, r.name, name] for keep in keeps for r in recipes for name in ids]
+    rows = [figures[keep, r.name, name] for keep in keeps for r in recipes for name in cut]
     for path, content in measured:
-        model = load(path)
+        healed = ", healed" if "healing.json" in content.files else ""
+        ranks = f"{content.plan.allocator}{healed}"
+        storages = sorted({p.storage for p in content.plan.projections if not p.dense})
+        storage = " and ".join(storages) or "plain"
         with timings.phase("perplexity"):
-            for name, windows_of in ids.items():
-                rows.append(
-                    _figure_of(path, content, name, perplexity(torch_logits(model), windows_of), dense[name])
-                )
+            rows += _figures(
+                path.name, content.factorization, ranks, storage, content.plan, load(path), held_out
+            )
         progress(f"perplexity, {path.name}", 1, 1)
     calibration = bench.calibration
     return Comparison(
         model=loaded.name,
-        texts=tuple(EvaluationText(n, i.numel(), round(dense[n], 3)) for n, i in ids.items()),
+        texts=held_out.described(),
         window=length,
         calibration=" + ".join(f"{t.name} ({t.tokens})" for t in calibration.texts),
         calibration_tokens=calibration.tokens,
@@ -189,12 +161,13 @@ def _check(
     recipes: Sequence[Recipe],
 ) -> None:
     """Refuse what can be refused before anything is measured."""
-    if not texts or not recipes or not keeps:
-        raise UsageError("name at least one text, one recipe and one keep")
-    for what, names in (("text", [Path(t).name for t in texts]), ("recipe", [r.name for r in recipes])):
-        twice = next((n for n in names if names.count(n) > 1), None)
-        if twice is not None:
-            raise UsageError(f"the {what} {twice} is named twice")
+    if not recipes or not keeps:
+        raise UsageError("name at least one recipe and one keep")
+    check_texts(texts)
+    names = [r.name for r in recipes]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise UsageError(f"the recipe {twice} is named twice")
     shapes = {p.name: p.shape for p in loaded.config.projections()}
     for recipe in recipes:
         for keep in keeps:
@@ -209,24 +182,32 @@ def _open_checkpoint(path: Path, loaded: LoadedModel) -> Manifest:
     return content
 
 
-def _figure_of(path: Path, content: Manifest, text: str, value: float, dense: float) -> Figure:
-    """Return the figure of a checkpoint on one text."""
-    plan = content.plan
-    healed = ", healed" if "healing.json" in content.files else ""
-    storages = sorted({p.storage for p in plan.projections if not p.dense})
-    return Figure(
-        recipe=path.name,
-        factorization=content.factorization,
-        ranks=f"{plan.allocator}{healed}",
-        storage=" and ".join(storages) or "plain",
-        keep=plan.keep[0],
-        kept=round(plan.kept(0), 5),
-        parameters=plan.activated(0),
-        dense_projections=sum(p.dense for p in plan.projections),
-        text=text,
-        perplexity=round(value, 3),
-        growth=log(value) - log(dense),
-    )
+def _figures(
+    name: str,
+    factorization: str,
+    ranks: str,
+    storage: str,
+    plan: RankPlan,
+    model: torch.nn.Module,
+    held_out: HeldOut,
+) -> list[Figure]:
+    """Measure a compressed model; return a figure for each text."""
+    return [
+        Figure(
+            recipe=name,
+            factorization=factorization,
+            ranks=ranks,
+            storage=storage,
+            keep=plan.keep[0],
+            kept=round(plan.kept(0), 5),
+            parameters=plan.activated(0),
+            dense_projections=sum(p.dense for p in plan.projections),
+            text=text,
+            perplexity=round(value, 3),
+            growth=held_out.growth(text, value),
+        )
+        for text, value in held_out.perplexities(model).items()
+    ]
 
 
 def _with_ratio(figure: Figure, reference: Figure | None) -> Figure:

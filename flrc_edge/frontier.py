@@ -5,8 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,10 +12,9 @@ from torch import Tensor
 from flrc_edge.allocation import check_feasible
 from flrc_edge.baselines.rank_search import Search
 from flrc_edge.chunks import Chunk
-from flrc_edge.compare import EvaluationText
 from flrc_edge.errors import UsageError
-from flrc_edge.evaluation.perplexity import perplexity, torch_logits
 from flrc_edge.figures.curves import Role
+from flrc_edge.heldout import EvaluationText, check_texts, held_out_windows, hold_out
 from flrc_edge.integers import quantize_model, round_model, with_formats
 from flrc_edge.measurements import input_grams, window_length
 from flrc_edge.models import LoadedModel
@@ -27,7 +24,6 @@ from flrc_edge.progress import Progress, Timings, peak_rss_bytes, silent
 from flrc_edge.recipe_bench import RecipeBench
 from flrc_edge.recipes import RECIPES, Recipe
 from flrc_edge.settings import Settings
-from flrc_edge.texts import WeightedText, token_windows
 from flrc_exporters.weight_table import file_size
 from flrc_runtime.manifest import ProjectionPlan, RankPlan
 
@@ -116,19 +112,15 @@ def frontier(
     Raises:
         FlrcError: Anything a user can mend.
     """
-    if not texts or not keeps or not bits:
-        raise UsageError("name at least one text, one keep and one number of bits")
+    if not keeps or not bits:
+        raise UsageError("name at least one keep and one number of bits")
+    check_texts(texts)
     shapes = {p.name: p.shape for p in loaded.config.projections()}
     for keep in keeps:
         check_feasible(shapes.values(), (keep,), step=settings.rank_step, storage="plain")
     timings = Timings()
     length = window_length(loaded, settings.window)
-    ids = {
-        Path(text).name: token_windows(
-            loaded.tokenizer, (WeightedText(text),), windows=windows, length=length
-        ).ids
-        for text in texts
-    }
+    cut = held_out_windows(loaded, texts, windows=windows, length=length)
     ours = next(r for r in RECIPES if r.name == OURS).stored(settings.storage)
     recipes = [*(r for r in RECIPES if r.name in BASELINES), ours]
     bench = RecipeBench(
@@ -137,7 +129,7 @@ def frontier(
     with timings.phase("input moments"):
         grams, inputs = input_grams(loaded, settings, progress=progress)
     with timings.phase("perplexity, dense"):
-        dense = {name: perplexity(torch_logits(loaded.model), w) for name, w in ids.items()}
+        held_out = hold_out(loaded, cut, progress=progress)
     parameters = loaded.config.parameters()
     points: list[Point] = []
     candidates = _candidates(
@@ -151,27 +143,26 @@ def frontier(
                 integers = quantize_model(loaded.model, c.plan, c.chunks, grams, progress=progress)
         size = file_size(loaded.config, c.plan, context=loaded.config.export_context())
         with timings.phase("perplexity"), placed_integers(loaded, c.plan, c.chunks, integers) as model:
-            for name, w in ids.items():
-                value = perplexity(torch_logits(model), w)
-                points.append(
-                    Point(
-                        c.series,
-                        c.role,
-                        c.label,
-                        size,
-                        round(8 * size / parameters, 3),
-                        round(c.plan.kept(0), 4),
-                        name,
-                        round(value, 3),
-                        round(log(value / dense[name]), 4),
-                    )
+            points += [
+                Point(
+                    c.series,
+                    c.role,
+                    c.label,
+                    size,
+                    round(8 * size / parameters, 3),
+                    round(c.plan.kept(0), 4),
+                    text,
+                    round(value, 3),
+                    round(held_out.growth(text, value), 4),
                 )
+                for text, value in held_out.perplexities(model).items()
+            ]
         progress(f"{c.series}, {c.label}", 1, 1)
     calibration = bench.calibration
     return Frontier(
         model=loaded.name,
         parameters=parameters,
-        texts=tuple(EvaluationText(n, i.numel(), round(dense[n], 3)) for n, i in ids.items()),
+        texts=held_out.described(),
         window=length,
         calibration=" + ".join(f"{t.name} ({t.tokens})" for t in calibration.texts),
         calibration_tokens=calibration.tokens,

@@ -235,7 +235,7 @@ def test_what_cannot_be_met_is_refused_before_calibration(
         ({"keeps": (0.9, 0.01)}, r"keep 0\.01 is below"),
         ({"texts": ("nowhere",)}, "there is no text"),
         ({"texts": ()}, "name at least one text"),
-        ({"recipes": ()}, "name at least one text, one recipe"),
+        ({"recipes": ()}, "name at least one recipe"),
         ({"keeps": ()}, "one keep"),
         ({"texts": (TEXTS[0], TEXTS[0])}, "the text austen-heldout is named twice"),
         ({"recipes": RECIPES[:1] * 2}, "the recipe svd is named twice"),
