@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 OUT ?= out
 
-.PHONY: demo test test-full lint format clean setup benchmarks
+.PHONY: demo test test-full lint format clean setup benchmarks benchmarks-summaries
 
 setup: $(VENV)/.ready
 
@@ -51,8 +51,21 @@ benchmarks: setup
 	$(COMPARE) smollm2-135m --keep .9,.8,.7,.6 --recipe svd-llm --recipe flra-gw2 --recipe flra-gw2-two-sided --recipe spectrum-one-sided --recipe measured-two-sided --storage both --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
 	$(COMPARE) qwen2.5-coder-0.5b --keep .9,.8,.7,.6 --recipe svd-llm --recipe flra-gw2 --recipe measured-two-sided --storage both --windows 4 --tokens 40960 $(MIXTURE) $(SAVE)
 	$(COMPARE) smollm2-135m --frontier --keep .8,.6 --bits 5,4.5,4,3.5,3 --storage pivoted --windows 6 --tokens 73728 $(MIXTURE) $(SAVE)
+	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --recipe asvd --recipe flra-gw2 --recipe measured-two-sided --asvd-window 256 --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
+	$(BIN)/flrc-edge compress smollm2-135m -o $(OUT)/bench/keep-80 --keep .8 --storage pivoted --tokens 73728 $(MIXTURE) --overwrite
+	$(BIN)/flrc-edge heal $(OUT)/bench/keep-80 -o $(OUT)/bench/keep-80-healed --minutes 60 --train projections $(MIXTURE) --overwrite $(SAVE)
+	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --checkpoint $(OUT)/bench/keep-80-healed --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
 	$(COMPARE) smollm2-135m --formats $(SAVE)
 	$(BIN)/flrc-edge demo -o $(OUT)/demo --overwrite $(SAVE)
+
+# Summaries need texts that are not shipped: FLRC_EDGE_DATA names a folder with dialogsum/ and cnndm100/.
+SUMMARIES = --no-text --dense smollm2-135m --summarize $(FLRC_EDGE_DATA)/dialogsum/dialogsum.dev.jsonl --summarize $(FLRC_EDGE_DATA)/cnndm100/train_sample.csv --samples 50
+benchmarks-summaries: setup
+	@test -d "$(FLRC_EDGE_DATA)/dialogsum" || { echo "skipped: FLRC_EDGE_DATA names no folder with dialogsum/"; exit 1; }
+	$(BIN)/flrc-edge compress smollm2-135m -o $(OUT)/bench/stages --stages .9,.8,.7 --storage pivoted --tokens 73728 $(MIXTURE) --overwrite
+	$(BIN)/flrc-edge compress smollm2-135m -o $(OUT)/bench/uniform --keep .8 --allocator uniform --factorization one-sided --tokens 73728 $(MIXTURE) --overwrite
+	$(BIN)/flrc-edge eval $(OUT)/bench/stages $(SUMMARIES) $(SAVE)
+	$(BIN)/flrc-edge eval $(OUT)/bench/uniform $(SUMMARIES) $(SAVE)
 
 clean:
 	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
