@@ -14,10 +14,9 @@ from math import ceil
 import numpy as np
 
 from flrc_edge.allocation import Curve, candidate_ranks, loss_by_rank, nested_forms
-from flrc_edge.embedding_rounding import FORMATS as EMBEDDING_FORMATS
 from flrc_edge.errors import UsageError
 from flrc_edge.plan_solver import Choice, solve
-from flrc_edge.rounding_losses import DENSE_FORMATS, FACTOR_FORMATS, RoundingLosses
+from flrc_edge.rounding_losses import DENSE_FORMATS, EMBEDDING_FORMATS, FACTOR_FORMATS, RoundingLosses
 from flrc_exporters.architectures import DecoderConfig
 from flrc_exporters.number_format import NumberFormat
 from flrc_exporters.weight_table import file_size

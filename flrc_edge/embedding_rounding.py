@@ -1,24 +1,20 @@
-"""Embedding and head as integers: rounded with the error of the logits compensated, and what each format costs.
+"""Embedding and head as integers, rounded with the error of the logits compensated.
 
 A tied matrix is read in both places; it is rounded for the head, whose errors reach every logit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from flrc_edge.evaluation.token_scores import log_probs_, token_scores
-from flrc_edge.progress import Progress, silent
 from flrc_edge.quantization import QuantizedMatrix, quantize_compensated, round_to_nearest
 from flrc_exporters.number_format import NumberFormat
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-FORMATS = ("int8/32", "int8/128", "int4/32")
 
 
 def is_tied(model: nn.Module) -> bool:
@@ -60,36 +56,3 @@ def replaced_weights(model: Any, integers: dict[str, QuantizedMatrix]) -> Iterat
     finally:
         for name, data in before.items():
             model.get_parameter(name).data = data
-
-
-@torch.no_grad()
-def embedding_losses(
-    model: Any,
-    gram: Tensor,
-    ids: Tensor,
-    *,
-    formats: Sequence[str] = FORMATS,
-    progress: Progress = silent,
-) -> dict[str, float]:
-    """Measure the mean KL (nats a token) to the original of each number format of embedding and head alone.
-
-    Args:
-        model: A Hugging Face causal language model; as it was afterwards.
-        gram: See :func:`quantize_embedding`.
-        ids: ``[windows, T]`` tokens.
-        formats: Names of number formats.
-        progress: Called after every format.
-    """
-    dense = [log_probs_(model(input_ids=w[None], use_cache=False).logits[0, :-1].float()) for w in ids]
-    found = {}
-    for done, name in enumerate(formats, 1):
-        values = []
-        with replaced_weights(model, quantize_embedding(model, NumberFormat.named(name), gram)):
-            for window, expected in zip(ids, dense, strict=True):
-                own = log_probs_(model(input_ids=window[None], use_cache=False).logits[0, :-1].float())
-                kl = token_scores(own, window[1:], dense=expected, where=f"calibration text, head {name}").kl
-                assert kl is not None
-                values.append(float(kl.mean()))
-        found[name] = sum(values) / len(values)
-        progress("try formats of the head", done, len(formats))
-    return found

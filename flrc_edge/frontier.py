@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from flrc_edge.allocation import check_feasible
 from flrc_edge.baselines.rank_search import Search
 from flrc_edge.chunks import Chunk
 from flrc_edge.errors import UsageError
-from flrc_edge.figures.curves import Role
 from flrc_edge.heldout import EvaluationText, check_texts, held_out_windows, hold_out
 from flrc_edge.integers import quantize_model, round_model, with_formats
 from flrc_edge.measurements import input_grams, window_length
@@ -27,6 +27,7 @@ from flrc_edge.settings import Settings
 from flrc_exporters.weight_table import file_size
 from flrc_runtime.manifest import ProjectionPlan, RankPlan
 
+Role = Literal["ours", "baseline", "dense"]  # as figures draw them
 HEAD = "int8"  # of embedding and head, but for mixed formats
 NEAREST = ("int8/32", "int4/32", "int4/128", "int2/32")
 COMPENSATED = ("int4/32", "int4/128", "int2/32")

@@ -11,15 +11,20 @@ from dataclasses import replace
 import torch
 
 from flrc_edge.calibration import Labels, Moments, Statistics, calibrate
-from flrc_edge.embedding_rounding import FORMATS as EMBEDDING_FORMATS
-from flrc_edge.embedding_rounding import embedding_losses
 from flrc_edge.errors import UsageError
 from flrc_edge.factorization import DAMPING, Factors
 from flrc_edge.input_grams import HEAD, weighted_grams
 from flrc_edge.measured import measured_losses
 from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, Timings, silent
-from flrc_edge.rounding_losses import DENSE_FORMATS, FACTOR_FORMATS, RoundingLosses, rounding_losses
+from flrc_edge.rounding_losses import (
+    DENSE_FORMATS,
+    EMBEDDING_FORMATS,
+    FACTOR_FORMATS,
+    RoundingLosses,
+    embedding_losses,
+    rounding_losses,
+)
 from flrc_edge.settings import Settings
 from flrc_edge.statistics_cache import cached_statistics, cached_tensors
 from flrc_edge.texts import Windows, token_windows

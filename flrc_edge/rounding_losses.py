@@ -1,15 +1,17 @@
-"""What rounding the stored matrices of each projection costs, in nats a token, before ranks are chosen.
+"""What rounding the stored matrices costs, in nats a token, before ranks are chosen.
 
 With ``G = E[‖g‖² x xᵀ] / E[‖g‖²]`` (input_grams.py) the growth of the token loss is taken as
 ``½ E[‖g‖²] / m · tr(ΔW G ΔWᵀ)``: to second order, were the errors of different outputs independent and alike, as
 those of rounding nearly are. Every format is really tried, with compensation, on the matrix and on factors of one
-rank; the error relative to the numbers stored hardly depends on the rank.
+rank; the error relative to the numbers stored hardly depends on the rank. Of embedding and head, the KL of the whole
+model is measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +19,13 @@ from torch import Tensor
 from flrc_edge.allocation import candidate_ranks
 from flrc_edge.calibration import Moments
 from flrc_edge.chunks import chunks_of
+from flrc_edge.embedding_rounding import quantize_embedding, replaced_weights
+from flrc_edge.evaluation.token_scores import log_probs_, token_scores
 from flrc_edge.factorization import Factors
 from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, silent
 from flrc_edge.quantized_factors import product, quantize_projection
+from flrc_exporters.number_format import NumberFormat
 from flrc_runtime.manifest import ProjectionPlan, Storage
 
 # Of a dense matrix; and of V and U. V takes few bits best; a longer block saves scales (float32, 1 bit a number at 32).
@@ -32,6 +37,7 @@ FACTOR_FORMATS = (
     ("int4/32", "int4/32"),
     ("int4/128", "int4/128"),
 )
+EMBEDDING_FORMATS = ("int8/32", "int8/128", "int4/32")
 REFERENCE = 0.7  # of the largest candidate rank: where factors are tried
 
 
@@ -121,4 +127,37 @@ def rounding_losses(
                 factored[storage][pair] = loss(product(chunks[0]), product(result.chunks[0]))
         found[name] = RoundingLosses(dense, factored)
         progress("try number formats", done, len(factors))
+    return found
+
+
+@torch.no_grad()
+def embedding_losses(
+    model: Any,
+    gram: Tensor,
+    ids: Tensor,
+    *,
+    formats: Sequence[str] = EMBEDDING_FORMATS,
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Measure the mean KL (nats a token) to the original of each number format of embedding and head alone.
+
+    Args:
+        model: A Hugging Face causal language model; as it was afterwards.
+        gram: ``E[h hᵀ]: [hidden, hidden]`` of the head's inputs.
+        ids: ``[windows, T]`` tokens.
+        formats: Names of number formats.
+        progress: Called after every format.
+    """
+    dense = [log_probs_(model(input_ids=w[None], use_cache=False).logits[0, :-1].float()) for w in ids]
+    found = {}
+    for done, name in enumerate(formats, 1):
+        values = []
+        with replaced_weights(model, quantize_embedding(model, NumberFormat.named(name), gram)):
+            for window, expected in zip(ids, dense, strict=True):
+                own = log_probs_(model(input_ids=window[None], use_cache=False).logits[0, :-1].float())
+                kl = token_scores(own, window[1:], dense=expected, where=f"calibration text, head {name}").kl
+                assert kl is not None
+                values.append(float(kl.mean()))
+        found[name] = sum(values) / len(values)
+        progress("try formats of the head", done, len(formats))
     return found

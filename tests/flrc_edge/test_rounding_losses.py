@@ -7,12 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from flrc_edge.embedding_rounding import EMBEDDING, embedding_losses, quantize_embedding, replaced_weights
+from flrc_edge.embedding_rounding import EMBEDDING, quantize_embedding, replaced_weights
 from flrc_edge.input_grams import HEAD, weighted_grams
 from flrc_edge.measurements import calibration_windows, measure
 from flrc_edge.planning import factorize_all
 from flrc_edge.quantization import quantize_compensated, round_to_nearest
-from flrc_edge.rounding_losses import DENSE_FORMATS, FACTOR_FORMATS, RoundingLosses, rounding_losses
+from flrc_edge.rounding_losses import (
+    DENSE_FORMATS,
+    FACTOR_FORMATS,
+    RoundingLosses,
+    embedding_losses,
+    rounding_losses,
+)
 from flrc_exporters.number_format import NumberFormat
 
 
