@@ -205,14 +205,6 @@ def _candidates(
             chunks = stored_chunks(plan, bench.factors)
             yield _Candidate(f"{recipe.name}, int4 nearest", "baseline", f"{keep:g}", plan, chunks, True)
     bench.factorize(ours.factorization)
-    for keep in keeps:
-        floats = bench.plan(ours, keep)
-        chunks = stored_chunks(floats, bench.factors)
-        for name, nearest in (("int8", False), ("int4", False), ("int4", True)):
-            series = f"ours, {name}{' nearest' if nearest else ''}"
-            yield _Candidate(
-                series, "ours", f"{keep:g}", with_formats(floats, name, head=HEAD), chunks, nearest
-            )
     for share in bits:
         chosen = replace(
             settings,
@@ -230,3 +222,11 @@ def _candidates(
             progress=progress,
         )
         yield _Candidate("ours, mixed", "ours", f"{share:g} bit", plan, stored_chunks(plan, bench.factors))
+    for keep in keeps:
+        floats = bench.plan(ours, keep)
+        chunks = stored_chunks(floats, bench.factors)
+        for name, nearest in (("int8", False), ("int4", False), ("int4", True)):
+            series = f"ours, {name}{' nearest' if nearest else ''}"
+            yield _Candidate(
+                series, "ours", f"{keep:g}", with_formats(floats, name, head=HEAD), chunks, nearest
+            )
