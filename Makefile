@@ -53,7 +53,7 @@ benchmarks: setup
 	$(COMPARE) smollm2-135m --frontier --keep .8,.6 --bits 7,6,5.5,5,4.5,4,3.5,3 --storage pivoted --windows 4 --tokens 73728 $(MIXTURE) $(SAVE)
 	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --recipe asvd --recipe flra-gw2 --recipe measured-two-sided --asvd-window 256 --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
 	$(BIN)/flrc-edge compress smollm2-135m -o $(OUT)/bench/keep-80 --keep .8 --storage pivoted --tokens 73728 $(MIXTURE) --overwrite
-	$(BIN)/flrc-edge heal $(OUT)/bench/keep-80 -o $(OUT)/bench/keep-80-healed --minutes 60 --train projections $(MIXTURE) --overwrite $(SAVE)
+	$(BIN)/flrc-edge heal $(OUT)/bench/keep-80 -o $(OUT)/bench/keep-80-healed --minutes 60 --train all $(MIXTURE) --overwrite $(SAVE)
 	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --checkpoint $(OUT)/bench/keep-80-healed --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
 	$(COMPARE) smollm2-135m --formats $(SAVE)
 	$(BIN)/flrc-edge demo -o $(OUT)/demo --overwrite $(SAVE)

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 )
 @click.option("--tokens-per-step", default=1024, show_default=True, help="Tokens of a step.")
 @click.option("--window", default=512, show_default=True, help="Tokens of a window.")
-@click.option("--lr", type=float, help="Learning rate, relative to the size of each tensor.")
+@click.option("--lr", type=float, help="Learning rate, relative to the size of each tensor.  [default: 2e-4]")
 @click.option("--clip", type=float, default=1.0, show_default=True, help="Largest gradient norm; 0: any.")
 @click.option(
     "--train",

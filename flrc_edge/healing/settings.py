@@ -42,7 +42,7 @@ class Settings:
     minutes: float | None = None
     tokens_per_step: int = 1024
     window: int = 512
-    lr: float = 3e-3
+    lr: float = 2e-4
     warmup: float = 0.05
     clip: float = 1.0
     train: Train = "factors"
