@@ -40,6 +40,19 @@ def test_generate_json(bundle) -> None:
     assert result["finish_reason"] == "length" and result["decode_tokens_per_second"] > 0
 
 
+def test_pack(bundle, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FLRC_EDGE_CACHE", str(tmp_path / "cache"))
+    first = json.loads(run("pack", bundle.folder, "--json").stdout)
+    assert first["already"] is False and first["bytes"] > (bundle.folder / "weights.bin").stat().st_size
+    assert {p.name for p in Path(first["folder"]).iterdir()} == {"packed.bin", "stage_0.onnx", "stage_1.onnx"}
+    assert json.loads(run("pack", bundle.folder, "--json").stdout) == {**first, "already": True}
+    assert "was packed already" in run("pack", bundle.folder).stdout
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLRC_EDGE_CACHE", str(tmp_path / "file" / "cache"))
+    refused = run("pack", bundle.folder)
+    assert refused.exit_code == 1 and "cannot be written" in refused.stderr
+
+
 def test_generate_options(bundle) -> None:
     sampled = ("--temperature", 1, "--top-k", 40, "--top-p", 0.9, "--repetition-penalty", 1.1, "--seed", 5)
     first = run("generate", bundle.folder, PROMPT, "--max-tokens", 20, *sampled)
