@@ -65,6 +65,22 @@ def test_the_same_logits_through_all_stages(exported: Path, cache: Path) -> None
     assert (entry / WEIGHTS).stat().st_size < 3 * weights + 4096 * 400
 
 
+def test_a_prompt_is_read_without_the_logits_of_all_positions(exported: Path, cache: Path) -> None:
+    ids = [1, *range(5, 300)]  # two chunks
+    for pack_it in (False, True):
+        model = load(exported, threads=1, pack=pack_it)
+        for stage in range(model.num_stages):
+            names = {n.name for n in model.sessions.get(stage).get_overridable_initializers()}
+            assert names == {"logits_start"}
+            last, all_positions = model.decoder(), model.decoder()
+            found, expected = last.prefill(ids, stage), all_positions.feed(ids, stage)
+            assert expected.shape == (len(ids), 512) and found.shape == (512,)
+            np.testing.assert_allclose(found, expected[-1], rtol=0, atol=1e-3)
+            assert last.length == all_positions.length == len(ids)
+            step = [d.step(7, stage).copy() for d in (last, all_positions)]  # the caches hold the same
+            np.testing.assert_allclose(*step, rtol=0, atol=1e-3)
+
+
 def test_stages_share_every_tensor(bundle: Any, cache: Path, tmp_path: Path) -> None:
     folder = bundle.folder
     all_stages = pack(folder, manifest.read(folder)) / WEIGHTS
