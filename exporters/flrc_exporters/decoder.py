@@ -27,7 +27,6 @@ from .lowrank import MICROSOFT, Linear, LinearGroup
 from .norm import Norm
 from .number_format import AccuracyLevel, Formats, NumberFormat
 
-
 LAST = 2**63 - 1  # the end of any axis, for Slice
 
 
@@ -209,7 +208,9 @@ class Decoder(nn.Module):
             x, residual, key, value = block(op, x, residual, cache, step)
             present.append((key, value))
         x, _ = self.norm(op, x, residual)
-        x = op.Slice(x, logits_start, [LAST], [1])  # (B, S', H): of a prompt, only the last position needs the head
+        x = op.Slice(
+            x, logits_start, [LAST], [1]
+        )  # (B, S', H): of a prompt, only the last position needs the head
         return x, present
 
 

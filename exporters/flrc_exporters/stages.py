@@ -50,7 +50,9 @@ def build_stage(
     mask = builder.input("attention_mask", integer, ["batch_size", "total_sequence_length"])
     start = builder.input(LOGITS_START, integer, [1])
     start.const_value = ir.tensor(np.array([EVERY_POSITION], np.int64), name=LOGITS_START)
-    graph.initializers[LOGITS_START] = start  # so that onnxruntime-genai, which does not feed it, need not know it
+    graph.initializers[LOGITS_START] = (
+        start  # so that onnxruntime-genai, which does not feed it, need not know it
+    )
     caches = [
         (
             builder.input(f"past_key_values.{i}.key", real, ["batch_size", *past]),

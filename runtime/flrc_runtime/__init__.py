@@ -22,6 +22,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .adaptive_policy import Cheapest, LatencyBudget, MeanBudget, SignalStages
     from .bundle import load
     from .engine import Answer, Model, Token, generate, stream
     from .policy import FixedStage, Policy, SchedulePolicy, ScriptedStages, StepState
@@ -29,17 +30,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Cheapest",
     "ContextOverflowError",
     "EmptyPromptError",
     "FixedStage",
     "FlrcError",
     "FormatError",
+    "LatencyBudget",
+    "MeanBudget",
     "Model",
     "NumericalError",
     "Policy",
     "Sampling",
     "SchedulePolicy",
     "ScriptedStages",
+    "SignalStages",
     "StepState",
     "Token",
     "UnsupportedModelError",
@@ -63,6 +68,10 @@ _HOMES = {
     "SchedulePolicy": "policy",
     "ScriptedStages": "policy",
     "StepState": "policy",
+    "Cheapest": "adaptive_policy",
+    "LatencyBudget": "adaptive_policy",
+    "MeanBudget": "adaptive_policy",
+    "SignalStages": "adaptive_policy",
     "Sampling": "sampling",
 }
 

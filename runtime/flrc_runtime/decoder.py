@@ -120,9 +120,7 @@ class Decoder:
         self._steps[stage] = (session, binding)
         return session, binding
 
-    def _feed(
-        self, ids: Sequence[int], stage: int, logits: FloatArray, *, last_only: bool = False
-    ) -> None:
+    def _feed(self, ids: Sequence[int], stage: int, logits: FloatArray, *, last_only: bool = False) -> None:
         from onnxruntime import OrtValue
 
         session = self._sessions.get(stage)

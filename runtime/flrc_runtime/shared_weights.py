@@ -53,7 +53,7 @@ class SharedWeights:
                 source.release()
 
     def _model(self, model: memoryview, source: memoryview, name: str) -> bytes:
-        parts = []
+        parts: list[bytes | memoryview] = []
         for field in fields(model):
             if field.number == _GRAPH and field.value is not None:
                 parts.append(encoded(_GRAPH, self._graph(field.value, source, name)))
@@ -62,7 +62,7 @@ class SharedWeights:
         return b"".join(parts)
 
     def _graph(self, graph: memoryview, source: memoryview, name: str) -> bytes:
-        parts = []
+        parts: list[bytes | memoryview] = []
         for field in fields(graph):
             if field.number == _INITIALIZER and field.value is not None:
                 parts.append(encoded(_INITIALIZER, self._tensor(field.value, source, name)))
@@ -72,7 +72,7 @@ class SharedWeights:
 
     def _tensor(self, tensor: memoryview, source: memoryview, name: str) -> bytes:
         entries: dict[str, str] = {}
-        parts = []
+        parts: list[bytes | memoryview] = []
         for field in fields(tensor):
             if field.number == _EXTERNAL_DATA and field.value is not None:
                 pair = {f.number: bytes(f.value or b"").decode() for f in fields(field.value)}
