@@ -51,6 +51,8 @@ benchmarks: setup
 	$(COMPARE) smollm2-135m --keep .9,.8,.7,.6 --recipe svd-llm --recipe flra-gw2 --recipe flra-gw2-two-sided --recipe spectrum-one-sided --recipe measured-two-sided --storage both --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
 	$(COMPARE) qwen2.5-coder-0.5b --keep .9,.8,.7,.6 --recipe svd-llm --recipe flra-gw2 --recipe measured-two-sided --storage both --windows 4 --tokens 40960 $(MIXTURE) $(SAVE)
 	$(COMPARE) smollm2-135m --frontier --keep .8,.6 --bits 7,6,5.5,5,4.5,4,3.5,3 --storage pivoted --windows 4 --tokens 73728 $(MIXTURE) $(SAVE)
+	$(COMPARE) smollm2-135m --joint --keep .9,.8,.7,.6 --tokens 73728 $(MIXTURE) $(SAVE)
+	$(COMPARE) qwen2.5-coder-0.5b --joint --keep .9,.8,.7,.6 --tokens 40960 $(MIXTURE) $(SAVE)
 	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --recipe asvd --recipe flra-gw2 --recipe measured-two-sided --asvd-window 256 --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
 	$(BIN)/flrc-edge compress smollm2-135m -o $(OUT)/bench/keep-80 --keep .8 --storage pivoted --tokens 73728 $(MIXTURE) --overwrite
 	$(BIN)/flrc-edge heal $(OUT)/bench/keep-80 -o $(OUT)/bench/keep-80-healed --minutes 60 --train all $(MIXTURE) --overwrite $(SAVE)
@@ -64,8 +66,10 @@ benchmarks-summaries: setup
 	@test -d "$(FLRC_EDGE_DATA)/dialogsum" || { echo "skipped: FLRC_EDGE_DATA names no folder with dialogsum/"; exit 1; }
 	$(BIN)/flrc-edge compress smollm2-135m -o $(OUT)/bench/stages --stages .9,.8,.7 --storage pivoted --tokens 73728 $(MIXTURE) --overwrite
 	$(BIN)/flrc-edge compress smollm2-135m -o $(OUT)/bench/uniform --keep .8 --allocator uniform --factorization one-sided --tokens 73728 $(MIXTURE) --overwrite
-	$(BIN)/flrc-edge eval $(OUT)/bench/stages $(SUMMARIES) $(SAVE)
-	$(BIN)/flrc-edge eval $(OUT)/bench/uniform $(SUMMARIES) $(SAVE)
+	$(BIN)/flrc-edge export $(OUT)/bench/stages -o $(OUT)/bench/stages-int8 --dtype int8 --overwrite
+	$(BIN)/flrc-edge export $(OUT)/bench/uniform -o $(OUT)/bench/uniform-int8 --dtype int8 --overwrite
+	$(BIN)/flrc-edge eval $(OUT)/bench/stages-int8 $(SUMMARIES) $(SAVE)
+	$(BIN)/flrc-edge eval $(OUT)/bench/uniform-int8 $(SUMMARIES) $(SAVE)
 
 clean:
 	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

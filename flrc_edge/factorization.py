@@ -160,6 +160,11 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0).clamp_min(0), vectors.flip(1)
 
 
+def symmetric_root(matrix: Tensor) -> Tensor:
+    """Return the symmetric square root of a positive semidefinite matrix: ``[n, n]`` float64."""
+    return _square_roots(matrix.double())[0]
+
+
 def _square_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the symmetric square root and its pseudo-inverse."""
     values, vectors = _eigh(matrix)

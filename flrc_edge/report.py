@@ -16,7 +16,8 @@ from flrc_runtime.files import read_json, write_json
 
 HEADER = """# Benchmarks
 
-Generated from `benchmarks.json` by the commands named in each section; do not edit. Weights of the built-in models
+Generated from `benchmarks.json` by the commands named in each section; do not edit. `make benchmarks` and
+`make benchmarks-summaries` run them all with their options. Weights of the built-in models
 are dequantized from their published GGUF files ("from Q4_1"), and the baseline is that dequantized model.
 """
 IMAGES = "images"
@@ -97,7 +98,7 @@ def recipes_table(c: Mapping[str, Any]) -> str:
         for t in c["texts"]
     )
     lines = [
-        "`flrc-edge compare MODEL --no-cache --save docs/benchmarks.json`",
+        "`flrc-edge compare MODEL --save docs/benchmarks.json`",
         "",
         f"Perplexity in windows of {c['window']} tokens ({texts}). Calibrated on {c['calibration_tokens']} tokens of "
         f"{c['calibration']}, "
@@ -241,6 +242,27 @@ def frontier_table(c: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def joint_table(c: Mapping[str, Any]) -> str:
+    """Return what joint factors are predicted to gain."""
+    lines = [
+        "`flrc-edge compare MODEL --joint --save docs/benchmarks.json`",
+        "",
+        f"One V for the projections that read the same inputs (q-k-v, gate-up: {c['groups']} groups), two-sided, "
+        "against one V each: growth of the token loss (nats) as the spectra predict it after "
+        f"{c['calibration_tokens']} calibration tokens, at the same parameters, every projection or group "
+        f"dense where that is better. `chosen`: groups where joint factors win. {c['machine']}.",
+        "",
+        "| storage | keep | separate | joint where better | gain | chosen |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {f['storage']} | {f['keep']:g} | {f['separate']:.4f} | {f['joint']:.4f} "
+        f"| {100 * (1 - f['joint'] / f['separate']) if f['separate'] else 0:.1f} % | {f['chosen']} |"
+        for f in c["figures"]
+    ]
+    return "\n".join(lines)
+
+
 def healing_table(c: Mapping[str, Any]) -> str:
     """Return the curve of one healing run."""
     stages = range(len(c["curve"][0]["validation"]))
@@ -270,6 +292,7 @@ def healing_table(c: Mapping[str, Any]) -> str:
 SECTIONS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "recipes": ("Recipes at equal parameters", recipes_table),
     "frontier": ("Quality against bytes", frontier_table),
+    "joint": ("Joint factors", joint_table),
     "healing": ("Healing", healing_table),
     "formats": ("Number formats", formats_table),
     "demo": ("The demo", demo_table),

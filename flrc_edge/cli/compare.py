@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ HELD_OUT = ("wikitext2-heldout", "austen-heldout")
     help="Measure quality against bytes instead: the dense model, baselines and ours in integers.",
 )
 @click.option(
+    "--joint",
+    is_flag=True,
+    help="Predict instead what one V for q, k and v, and one for gate and up, would gain.",
+)
+@click.option(
     "--bits",
     default="6,5,4.5,4,3.5,3",
     show_default=True,
@@ -83,6 +88,7 @@ def command(
     asvd_window: int,
     formats: bool,
     as_frontier: bool,
+    joint: bool,
     bits: str,
     save: Path | None,
     texts: tuple[str, ...],
@@ -90,7 +96,7 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Compare recipes (or number formats, or sizes) on MODEL by perplexity.
+    """Compare recipes (or number formats, sizes, joint factors) on MODEL by perplexity.
 
     A recipe is a way to fit factors and to choose ranks: published baselines, Fisher scores (FLRA), and spectra.
     All get the same stored parameters and calibration.
@@ -104,8 +110,8 @@ def command(
     keeps, wanted_bits = parse_keeps(keep), parse_keeps(bits)
     for k in keeps:
         check_keep((k,))
-    if formats and as_frontier:
-        raise UsageError("--formats and --frontier are two comparisons; ask for one of them")
+    if formats + as_frontier + joint > 1:
+        raise UsageError("--formats, --frontier and --joint are different comparisons; ask for one of them")
     if not all(0 < b <= 32 for b in wanted_bits):
         raise UsageError(f"--bits must lie between 0 and 32, not {bits}")
     if as_frontier and storage == "both":
@@ -119,9 +125,12 @@ def command(
     from flrc_edge.compare import compare
     from flrc_edge.formats import compare_formats
     from flrc_edge.frontier import frontier
+    from flrc_edge.joint_factors import compare_joint
     from flrc_edge.settings import DEFAULT_TEXTS, Settings
     from flrc_edge.texts import WeightedText
 
+    sources = tuple(WeightedText.parse(t) for t in texts) or DEFAULT_TEXTS
+    conditions = Settings(texts=sources, reuse_statistics=not no_cache, **settings)
     with from_context() as progress:
         result: Any
         if formats:
@@ -130,22 +139,22 @@ def command(
             result = compare_formats(loaded, text=measured[0], progress=progress)
         elif as_frontier:
             section, render = "frontier", report.frontier_table
-            sources = tuple(WeightedText.parse(t) for t in texts) or DEFAULT_TEXTS
-            chosen = Settings(texts=sources, reuse_statistics=not no_cache, storage=storage, **settings)
             loaded = open_model(model)
             result = frontier(
                 loaded,
-                chosen,
+                replace(conditions, storage=storage),
                 bits=wanted_bits,
                 keeps=keeps,
                 texts=measured,
                 windows=windows,
                 progress=progress,
             )
+        elif joint:
+            section, render = "joint", report.joint_table
+            loaded = open_model(model)
+            result = compare_joint(loaded, conditions, keeps=keeps, progress=progress)
         else:
             section, render = "recipes", report.recipes_table
-            sources = tuple(WeightedText.parse(t) for t in texts) or DEFAULT_TEXTS
-            chosen = Settings(texts=sources, reuse_statistics=not no_cache, **settings)
             search = Search(samples=asvd_samples, window=asvd_window)
             wanted = [r for r in RECIPES if not names or r.name in names]
             plain = wanted if storage != "pivoted" else []
@@ -153,7 +162,7 @@ def command(
             loaded = open_model(model)
             result = compare(
                 loaded,
-                chosen,
+                conditions,
                 keeps=keeps,
                 texts=measured,
                 windows=windows,

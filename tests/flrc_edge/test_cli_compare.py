@@ -69,6 +69,19 @@ def test_a_checkpoint_of_another_model_is_refused(
     assert "was compressed from a model with" in done.stderr
 
 
+def test_joint_factors(stories: Path, tmp_path: Path) -> None:
+    save = tmp_path / "b.json"
+    done = run("-q", "compare", stories, "--joint", "--keep", ".9,.7", "--save", save, *SMALL)
+    assert done.exit_code == 0, done.output
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| p")]
+    assert [(r[0].strip(), r[1].strip()) for r in rows] == [
+        (s, k) for s in ("plain", "pivoted") for k in ("0.9", "0.7")
+    ]
+    assert "Joint factors: stories260k" in save.with_suffix(".md").read_text()
+    refused = run("compare", stories, "--joint", "--frontier")
+    assert refused.exit_code == 2 and "ask for one of them" in refused.stderr
+
+
 def test_frontier(stories: Path, tmp_path: Path) -> None:
     save = tmp_path / "b.json"
     done = run(
@@ -98,7 +111,7 @@ def test_frontier(stories: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--frontier", "--formats"), "two comparisons"),
+        (("--frontier", "--formats"), "different comparisons"),
         (("--frontier", "--bits", "4,x"), "list of numbers"),
         (("--frontier", "--bits", "0"), "--bits must lie between"),
         (("--frontier", "--storage", "both"), "--frontier takes one storage"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flrc_edge import recipe_bench
+from flrc_edge import measurements, recipe_bench
 from flrc_edge.baselines.rank_search import Search
 from flrc_edge.baselines.sensitivity_store import Truncation
 from flrc_edge.calibration import Moments
@@ -148,6 +148,24 @@ def test_the_search_is_run_once_and_remembered(
         with pytest.raises(KeyboardInterrupt):
             compare(source, settings, **{**options, "search": search})
     assert len(files) == 1 and len({*(cache / "sensitivities").iterdir()} - files) == 2
+
+
+def test_cached_losses_are_not_timed(
+    compressed_stories: Any, monkeypatch: pytest.MonkeyPatch, cache: Any
+) -> None:
+    measured = measurements.measured_losses
+    calls = []
+    monkeypatch.setattr(measurements, "measured_losses", lambda *a, **k: calls.append(1) or measured(*a, **k))
+    options: dict[str, Any] = {"keeps": (0.9,), "texts": TEXTS[:1], "windows": 1, "search": SEARCH}
+    source, settings = compressed_stories.source, compressed_stories.settings
+    ours = BY_NAME["measured-two-sided"]
+    compare(source, settings, recipes=(ours,), **options)
+    compare(source, settings, recipes=(ours,), **options)
+    assert len(calls) == 1  # once, then from the cache
+    result = compare(source, settings, recipes=(BY_NAME["asvd"], ours), **options)
+    assert len(calls) == 2
+    (whole,) = (s for s in result.searches if s.search == "measured, two-sided" and "given" in s.counted[-6:])
+    assert whole.seconds >= result.seconds["measure two-sided"] > 0
 
 
 def test_no_search_no_timing(compressed_stories: Any) -> None:
