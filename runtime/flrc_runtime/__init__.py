@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .engine import Answer, Model, Token, generate, stream
     from .policy import FixedStage, Policy, SchedulePolicy, ScriptedStages, StepState
     from .sampling import Sampling
+    from .speculative import Speculation
 
 __all__ = [
     "Answer",
@@ -45,6 +46,7 @@ __all__ = [
     "SchedulePolicy",
     "ScriptedStages",
     "SignalStages",
+    "Speculation",
     "StepState",
     "Token",
     "UnsupportedModelError",
@@ -73,6 +75,7 @@ _HOMES = {
     "MeanBudget": "adaptive_policy",
     "SignalStages": "adaptive_policy",
     "Sampling": "sampling",
+    "Speculation": "speculative",
 }
 
 
