@@ -1,41 +1,13 @@
-"""Where downloaded and converted models are kept, and the lock that lets one process write at a time."""
+"""The lock that lets one process at a time write what the cache holds."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flrc_runtime.errors import FlrcError, UsageError
-
-ENVIRONMENT = "FLRC_EDGE_CACHE"
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder: $FLRC_EDGE_CACHE, else the place this platform has for caches.
-
-    Raises:
-        UsageError: It exists and is not a folder.
-    """
-    chosen = os.environ.get(ENVIRONMENT)
-    if chosen:
-        folder = Path(chosen).expanduser()
-    elif os.environ.get("XDG_CACHE_HOME"):
-        folder = Path(os.environ["XDG_CACHE_HOME"]) / "flrc-edge"
-    elif sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        folder = (Path(local) if local else Path.home() / "AppData" / "Local") / "flrc-edge" / "Cache"
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Caches" / "flrc-edge"
-    else:
-        folder = Path.home() / ".cache" / "flrc-edge"
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(
-            f"{folder} is not a folder", hint=f"set {ENVIRONMENT} to a folder that can be written"
-        )
-    return folder.absolute()
+from flrc_runtime.cache import ENVIRONMENT
+from flrc_runtime.errors import FlrcError
 
 
 @contextmanager

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flrc_exporters.architectures import DecoderConfig
+from flrc_runtime.cache import cache_folder
 from flrc_runtime.errors import FlrcError, FormatError, UnsupportedModelError, UsageError
 from flrc_runtime.files import published_folder, sha256_of
 
 from .builtin_models import BUILTIN
-from .cache import cache_folder, locked
+from .cache import locked
 from .hf_config import read_config
 from .model_folder import check_weights
 

@@ -20,11 +20,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from flrc_runtime.cache import ENVIRONMENT, cache_folder
 from flrc_runtime.errors import FlrcError, FormatError, UsageError, VerificationError
 from flrc_runtime.files import published_folder, sha256_of, write_json
 
 from .builtin_models import BUILTIN, BuiltinModel, Wheel
-from .cache import ENVIRONMENT, cache_folder, locked
+from .cache import locked
 from .model_folder import read_header, weight_files
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all

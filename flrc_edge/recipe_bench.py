@@ -12,7 +12,6 @@ from flrc_edge.baselines.asvd import asvd_factors, channel_means
 from flrc_edge.baselines.rank_search import Search, search_ranks, sensitivities
 from flrc_edge.baselines.sensitivity_store import SensitivityStore, Truncation
 from flrc_edge.baselines.svd import svd_factors
-from flrc_edge.cache import cache_folder
 from flrc_edge.calibration import Moments, calibrate
 from flrc_edge.factorization import Factors, Method
 from flrc_edge.measurements import calibration_windows, measure, window_length, with_losses
@@ -22,6 +21,7 @@ from flrc_edge.progress import Progress, Timings, silent
 from flrc_edge.recipes import Factorization, Recipe
 from flrc_edge.settings import Settings
 from flrc_edge.texts import token_windows
+from flrc_runtime.cache import cache_folder
 from flrc_runtime.manifest import RankPlan, Storage
 
 MEASURED = ("measured", "search")  # allocators that need the measured loss of every rank

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flrc_edge.cache import cache_folder
 from flrc_edge.calibration import Moments, Statistics, is_main_process
+from flrc_runtime.cache import cache_folder
 
 # Files of each kind. SmolLM2-135M's statistics take 1.1 GB, its input moments 0.5 GB, losses 1 MB.
 KEPT = {"statistics": 3, "input-moments": 2, "losses": 24, "rounding": 24}

@@ -33,7 +33,7 @@ def real_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv("FLRC_EDGE_CACHE")
     else:
         monkeypatch.setenv("FLRC_EDGE_CACHE", _REAL_CACHE)
-    from flrc_edge.cache import cache_folder
+    from flrc_runtime.cache import cache_folder
 
     return cache_folder()
 

@@ -27,6 +27,8 @@ from .lowrank import MICROSOFT, Linear, LinearGroup
 from .norm import Norm
 from .number_format import AccuracyLevel, Formats, NumberFormat
 
+LAST = 2**63 - 1  # the end of any axis, for Slice
+
 
 class Embedding(nn.Module):
     """Rows of the embedding matrix; a quantized one is stored exactly as the head reads it."""
@@ -192,9 +194,10 @@ class Decoder(nn.Module):
         op: Any,
         input_ids: ir.Value,
         attention_mask: ir.Value,
+        logits_start: ir.Value,
         caches: Sequence[tuple[ir.Value, ir.Value]],
     ) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:
-        """Return normalized hidden states ``[B, S, H]`` and the present keys and values of every layer."""
+        """Return the normalized hidden states that become logits, and every layer's present keys and values."""
         rotary = [cache(op) for cache in self.rotary]
         seqlens_k, total_length = SequenceLengths()(op, attention_mask)
         past_length = None if fuses_rotary(self.config) else PastLength()(op, input_ids, attention_mask)
@@ -205,6 +208,9 @@ class Decoder(nn.Module):
             x, residual, key, value = block(op, x, residual, cache, step)
             present.append((key, value))
         x, _ = self.norm(op, x, residual)
+        x = op.Slice(
+            x, logits_start, [LAST], [1]
+        )  # (B, S', H): of a prompt, only the last position needs the head
         return x, present
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
@@ -15,6 +16,8 @@ from .number_format import Formats
 from .weight_table import FILE_NAME, Stored
 
 OPSET, IR_VERSION = 21, 10
+LOGITS_START = "logits_start"
+EVERY_POSITION = -(2**31)  # as a start: before any first position
 _TYPES = {"float32": ir.DataType.FLOAT, "uint8": ir.DataType.UINT8, "int64": ir.DataType.INT64}
 
 
@@ -35,7 +38,8 @@ def build_stage(
 
     Returns:
         A model with the inputs and outputs of onnxruntime-genai: ``input_ids``, ``attention_mask``,
-        ``past_key_values.N.key/value`` -> ``logits``, ``present.N.key/value``.
+        ``past_key_values.N.key/value`` -> ``logits``, ``present.N.key/value``. Logits are those of every position,
+        or of the last k if ``logits_start``, an initializer that may be overridden, is fed with -k.
     """
     graph = ir.Graph([], [], nodes=[], name=f"stage_{stage}", opset_imports={"": OPSET, "com.microsoft": 1})
     builder = GraphBuilder(graph)
@@ -44,6 +48,11 @@ def build_stage(
     now: list[int | str] = [config.num_kv_heads, "total_sequence_length", config.head_dim]
     ids = builder.input("input_ids", integer, ["batch_size", "sequence_length"])
     mask = builder.input("attention_mask", integer, ["batch_size", "total_sequence_length"])
+    start = builder.input(LOGITS_START, integer, [1])
+    start.const_value = ir.tensor(np.array([EVERY_POSITION], np.int64), name=LOGITS_START)
+    graph.initializers[LOGITS_START] = (
+        start  # so that onnxruntime-genai, which does not feed it, need not know it
+    )
     caches = [
         (
             builder.input(f"past_key_values.{i}.key", real, ["batch_size", *past]),
@@ -53,9 +62,9 @@ def build_stage(
     ]
     decoder = Decoder(config, groups, stage=stage, formats=formats, context=context)
     head: nn.Module = make_head(config, formats.embedding)
-    hidden, present = decoder(builder.op, ids, mask, caches)
+    hidden, present = decoder(builder.op, ids, mask, start, caches)
     logits = head(builder.op, hidden)
-    _output(builder, logits, "logits", ["batch_size", "sequence_length", config.vocab_size])
+    _output(builder, logits, "logits", ["batch_size", "logits_length", config.vocab_size])
     for i, (key, value) in enumerate(present):
         _output(builder, key, f"present.{i}.key", ["batch_size", *now])
         _output(builder, value, f"present.{i}.value", ["batch_size", *now])

@@ -16,7 +16,8 @@ from flrc_edge.cli.stage_text import StageText, printable, wants_color
 from flrc_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from flrc_runtime.engine import Answer, Token
+    from flrc_runtime.engine import Answer, Model, Token
+    from flrc_runtime.policy import Policy
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,20 @@ log = logging.getLogger(__name__)
 @click.option("--seed", type=int, default=None, help="Of the draws; without it every answer differs.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer at this text (repeatable).")
 @click.option("--stage", type=int, default=None, metavar="N", help="One stage instead of the schedule.")
+@click.option(
+    "--ms-per-token",
+    type=float,
+    default=None,
+    metavar="MS",
+    help="Instead of the schedule, the earliest stage whose steps take at most this long.",
+)
+@click.option(
+    "--mean-keep",
+    type=float,
+    default=None,
+    metavar="SHARE",
+    help="Instead of the schedule, the earliest stages whose mean share of parameters is at most this.",
+)
 @click.option("--context", type=int, default=None, metavar="TOKENS", help="Prompt and answer together.")
 @click.option("--threads", type=int, default=None, metavar="N", help="Of one operator.")
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the chat template.")
@@ -49,6 +64,8 @@ def command(
     seed: int | None,
     stop: tuple[str, ...],
     stage: int | None,
+    ms_per_token: float | None,
+    mean_keep: float | None,
     context: int | None,
     threads: int | None,
     raw: bool,
@@ -60,8 +77,10 @@ def command(
 
     The answer goes to stdout, its speed to stderr. Ctrl-C ends it and keeps the text so far.
     """
-    from flrc_runtime import FixedStage, Sampling, load
+    from flrc_runtime import Sampling, load
 
+    if sum(option is not None for option in (stage, ms_per_token, mean_keep)) > 1:
+        raise UsageError("--stage, --ms-per-token and --mean-keep exclude each other")
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -74,7 +93,7 @@ def command(
         _read_prompt(prompt),
         max_tokens=max_tokens,
         sampling=sampling,
-        policy=None if stage is None else FixedStage(stage),
+        policy=_policy(model, stage, ms_per_token, mean_keep),
         stop=stop,
         chat=False if raw else None,
         system=system,
@@ -95,6 +114,22 @@ def command(
     _finish(tokens, as_json=as_json)
     if interrupted:
         raise click.Abort
+
+
+def _policy(
+    model: Model, stage: int | None, ms_per_token: float | None, mean_keep: float | None
+) -> Policy | None:
+    """Return the policy of the options; None for the bundle's schedule."""
+    from flrc_runtime import FixedStage, LatencyBudget, MeanBudget
+
+    if stage is not None:
+        return FixedStage(stage)
+    if ms_per_token is not None:
+        return LatencyBudget(ms_per_token, model.num_stages)
+    if mean_keep is not None:
+        plan = model.manifest.plan
+        return MeanBudget(mean_keep, [plan.kept(s) for s in range(model.num_stages)])
+    return None
 
 
 def _read_prompt(prompt: str) -> str:

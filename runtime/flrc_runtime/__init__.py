@@ -22,24 +22,31 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .adaptive_policy import Cheapest, LatencyBudget, MeanBudget, SignalStages
     from .bundle import load
     from .engine import Answer, Model, Token, generate, stream
     from .policy import FixedStage, Policy, SchedulePolicy, ScriptedStages, StepState
     from .sampling import Sampling
+    from .speculative import Speculation
 
 __all__ = [
     "Answer",
+    "Cheapest",
     "ContextOverflowError",
     "EmptyPromptError",
     "FixedStage",
     "FlrcError",
     "FormatError",
+    "LatencyBudget",
+    "MeanBudget",
     "Model",
     "NumericalError",
     "Policy",
     "Sampling",
     "SchedulePolicy",
     "ScriptedStages",
+    "SignalStages",
+    "Speculation",
     "StepState",
     "Token",
     "UnsupportedModelError",
@@ -63,7 +70,12 @@ _HOMES = {
     "SchedulePolicy": "policy",
     "ScriptedStages": "policy",
     "StepState": "policy",
+    "Cheapest": "adaptive_policy",
+    "LatencyBudget": "adaptive_policy",
+    "MeanBudget": "adaptive_policy",
+    "SignalStages": "adaptive_policy",
     "Sampling": "sampling",
+    "Speculation": "speculative",
 }
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import manifest as manifest_format
 from .engine import Model
-from .errors import UsageError
+from .errors import FlrcError, UsageError
 from .files import resolve_inside
 from .manifest import Manifest
+from .packing import pack as pack_bundle
 from .policy import checked_stage
 from .sessions import StageSessions
 from .tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 2048
+CPU = "CPUExecutionProvider"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     stages: Sequence[int] | None = None,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str] = (CPU,),
+    pack: bool = True,
 ) -> Model:
     """Load a bundle.
 
@@ -60,6 +65,9 @@ def load(
         threads: Of one operator; None for onnxruntime's choice.
         stages: To open now, None for all; another one opens when a policy first asks for it.
         providers: Execution providers of onnxruntime, in the order of preference.
+        pack: Open weights packed for this machine, which the first load puts into the user's cache (packing.py): all
+            stages then take the memory of one. Only with the CPU provider alone; where the cache cannot be written,
+            a warning is logged and the bundle's own files are opened.
 
     Raises:
         UsageError: ``context``, ``threads``, a stage or a provider is not possible.
@@ -75,7 +83,17 @@ def load(
     for stage in wanted:
         checked_stage(stage, len(opened.graphs))
     tokenizer = Tokenizer.from_folder(opened.folder)
-    sessions = StageSessions(opened.folder, opened.manifest, threads=threads, providers=providers)
+    packed, obstacle = None, None
+    if pack and tuple(providers) == (CPU,):
+        try:
+            packed = pack_bundle(opened.folder, opened.manifest)
+        except FlrcError as error:
+            obstacle = error
+    sessions = StageSessions(
+        opened.folder, opened.manifest, threads=threads, providers=providers, packed=packed
+    )
     for stage in wanted:
         sessions.get(stage)
+    if obstacle is not None:  # a damaged bundle was refused above, in better words
+        _log.warning("%s; every stage has a copy of its weights in memory", obstacle)
     return Model(opened.manifest, tokenizer, sessions, context=context)

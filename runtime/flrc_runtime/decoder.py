@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float32]
 
 MAX_CHUNK = 256
+LOGITS_START = "logits_start"  # an initializer of the graphs: the first position that logits are wanted of
+_LAST = np.array([-1], np.int64)  # its value for the last one alone
 # The graphs give logits over the vocabulary for every position of a chunk.
 MAX_LOGITS_BYTES = 64 * 1024 * 1024
 
@@ -89,14 +91,20 @@ class Decoder:
         Returns:
             Logits [vocab] float32 of the token after the last.
         """
-        size = min(self._chunk, len(ids))
-        buffer = np.empty(size * self._vocab_size, np.float32)
-        for start in range(0, len(ids), size):
-            part = ids[start : start + size]
-            logits = buffer[: len(part) * self._vocab_size].reshape(1, len(part), self._vocab_size)
-            self._feed(part, stage, logits)
-        last: FloatArray = logits[0, -1].copy()
-        return last
+        if self._prunes(stage):
+            last = np.empty((1, 1, self._vocab_size), np.float32)
+            for start in range(0, len(ids), MAX_CHUNK):
+                self._feed(ids[start : start + MAX_CHUNK], stage, last, last_only=True)
+            row: FloatArray = last[0, 0]
+            return row
+        for start in range(0, len(ids), self._chunk):
+            row = self.feed(ids[start : start + self._chunk], stage)[-1]
+        return row.copy()
+
+    def _prunes(self, stage: int) -> bool:
+        """Return whether a graph can leave out logits; bundles of before cannot."""
+        session = self._sessions.get(stage)
+        return any(node.name == LOGITS_START for node in session.get_overridable_initializers())
 
     def close(self) -> None:
         """Free the buffers."""
@@ -112,7 +120,7 @@ class Decoder:
         self._steps[stage] = (session, binding)
         return session, binding
 
-    def _feed(self, ids: Sequence[int], stage: int, logits: FloatArray) -> None:
+    def _feed(self, ids: Sequence[int], stage: int, logits: FloatArray, *, last_only: bool = False) -> None:
         from onnxruntime import OrtValue
 
         session = self._sessions.get(stage)
@@ -121,6 +129,8 @@ class Decoder:
         row = np.array([ids], np.int64)  # [1, chunk]
         binding.bind_ortvalue_input("input_ids", OrtValue.ortvalue_from_numpy(row))
         binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
+        if last_only:
+            binding.bind_ortvalue_input(LOGITS_START, OrtValue.ortvalue_from_numpy(_LAST))
         self._run(session, binding, stage, len(ids))
 
     def _run(self, session: InferenceSession, binding: IOBinding, stage: int, count: int) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count as count_from
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from .decoder import Decoder, default_chunk
 from .errors import ContextOverflowError, EmptyPromptError, UsageError
 from .manifest import Manifest
-from .policy import Policy, SchedulePolicy, StepState, checked_stage, prompt_stage
+from .policy import FixedStage, Policy, SchedulePolicy, StepState, checked_stage, prompt_stage
 from .sampling import Sampler, Sampling
 from .sessions import StageSessions
+from .speculative import Speculation, Speculator, checked_draft_stage
 from .text_stream import Detokenizer, StopStrings
 from .tokenizer import Tokenizer
 
@@ -123,6 +125,7 @@ class Model:
         max_tokens: int = DEFAULT_MAX_TOKENS,
         sampling: Sampling = GREEDY,
         policy: Policy | None = None,
+        speculation: Speculation | None = None,
         stop: Sequence[str] = (),
         chat: bool | None = None,
         system: str | None = None,
@@ -134,6 +137,7 @@ class Model:
             max_tokens=max_tokens,
             sampling=sampling,
             policy=policy,
+            speculation=speculation,
             stop=stop,
             chat=chat,
             system=system,
@@ -225,6 +229,7 @@ def stream(
     max_tokens: int = DEFAULT_MAX_TOKENS,
     sampling: Sampling = GREEDY,
     policy: Policy | None = None,
+    speculation: Speculation | None = None,
     stop: Sequence[str] = (),
     chat: bool | None = None,
     system: str | None = None,
@@ -237,6 +242,7 @@ def stream(
         max_tokens: Of the answer; fewer if the context is full before.
         sampling: Greedy unless told otherwise.
         policy: Which stage computes which token; None for the bundle's schedule.
+        speculation: Answer as stage 0 does, with drafts of a later stage; instead of a policy.
         stop: Strings that end the answer and are not part of it.
         chat: Whether a text goes through the chat template; None: if the bundle has one.
         system: System message before a text.
@@ -253,6 +259,11 @@ def stream(
     """
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
         raise UsageError(f"max_tokens {max_tokens!r} is not a positive integer")
+    if speculation is not None:
+        if policy is not None:
+            raise UsageError("speculation decodes with stage 0, it takes no policy")
+        checked_draft_stage(speculation, model.num_stages)
+        policy = FixedStage(0)
     chosen = SchedulePolicy(model.manifest.schedule) if policy is None else policy
     first_stage = checked_stage(prompt_stage(chosen), model.num_stages)
     stops = StopStrings(stop)
@@ -260,7 +271,7 @@ def stream(
     if len(ids) >= model.context:
         raise ContextOverflowError(len(ids), model.context)
     count = min(max_tokens, model.context - len(ids))
-    return _decode(model, ids, count, sampling, chosen, first_stage, stops)
+    return _decode(model, ids, count, sampling, chosen, first_stage, stops, speculation)
 
 
 def generate(
@@ -270,6 +281,7 @@ def generate(
     max_tokens: int = DEFAULT_MAX_TOKENS,
     sampling: Sampling = GREEDY,
     policy: Policy | None = None,
+    speculation: Speculation | None = None,
     stop: Sequence[str] = (),
     chat: bool | None = None,
     system: str | None = None,
@@ -281,11 +293,20 @@ def generate(
         max_tokens=max_tokens,
         sampling=sampling,
         policy=policy,
+        speculation=speculation,
         stop=stop,
         chat=chat,
         system=system,
     )
     return Answer.of(list(tokens))
+
+
+class _Clock:
+    """What decode steps took, without the consumer's time."""
+
+    def __init__(self) -> None:
+        self.busy = 0.0  # seconds
+        self.last_ms = 0.0
 
 
 def _decode(
@@ -296,29 +317,25 @@ def _decode(
     policy: Policy,
     stage: int,
     stops: StopStrings,
+    speculation: Speculation | None,
 ) -> Generator[Token, None, None]:
     """Yield at most ``count`` tokens after the prompt ``ids``, which ``stage`` reads."""
     ends = frozenset(model.manifest.model.eos_token_ids)
     detokenizer = Detokenizer(model.tokenizer)
     sampler = Sampler(sampling, ids)
     decoder = model.decoder()
-    clock = time.perf_counter
+    now = time.perf_counter
     try:
-        started = clock()
-        logits = decoder.prefill(ids, stage)
-        prompt_speed = len(ids) / max(clock() - started, 1e-9)
-        busy = last_ms = 0.0
-        token = -1  # none yet
-        resumed = clock()
+        clock = _Clock()
+        if speculation is None:
+            chosen = _one_by_one(model, decoder, sampler, policy, stage, ids, clock)
+        else:
+            speculator = Speculator(decoder, sampler, speculation, stages=model.num_stages, ends=ends)
+            chosen = _speculated(decoder, sampler, speculator, ids)
+        prompt_speed = 0.0
         for index in range(count):
-            if index:
-                previous = stage
-                stage = policy(StepState(index, decoder.length, last_ms, previous))
-                if stage != previous:
-                    checked_stage(stage, model.num_stages)
-                    log.debug("token %d: stage %d to %d", index, previous, stage)
-                logits = decoder.step(token, stage)
-            token = sampler(logits, stage=stage, position=decoder.length - 1)
+            begun = now()
+            token, stage = next(chosen)
             text = "" if token in ends else stops.push(detokenizer.push(token))
             reason: FinishReason | None = None
             if token in ends or stops.stopped():
@@ -329,10 +346,12 @@ def _decode(
                 text += stops.push(detokenizer.flush()) + stops.flush()
                 if stops.stopped():  # the held-back bytes completed a stop string
                     reason = "stop"
-            now = clock()
+            took = now() - begun
             if index:
-                last_ms = (now - resumed) * 1e3
-                busy += now - resumed
+                clock.last_ms = took * 1e3
+                clock.busy += took
+            else:
+                prompt_speed = len(ids) / max(took, 1e-9)
             yield Token(
                 text=text,
                 token_id=token,
@@ -341,11 +360,45 @@ def _decode(
                 index=index,
                 prompt_tokens=len(ids),
                 prompt_tokens_per_second=prompt_speed,
-                decode_tokens_per_second=index / busy if busy else 0.0,
+                decode_tokens_per_second=index / clock.busy if clock.busy else 0.0,
                 finish_reason=reason,
             )
             if reason is not None:
                 return
-            resumed = clock()
     finally:
         decoder.close()
+
+
+def _one_by_one(
+    model: Model,
+    decoder: Decoder,
+    sampler: Sampler,
+    policy: Policy,
+    stage: int,
+    ids: Sequence[int],
+    clock: _Clock,
+) -> Iterator[tuple[int, int]]:
+    """Yield tokens and their stages, each computed when it is asked for."""
+    logits = decoder.prefill(ids, stage)
+    for index in count_from(1):
+        token = sampler(logits, stage=stage, position=decoder.length - 1)
+        yield token, stage
+        previous = stage
+        stage = policy(StepState(index, decoder.length, clock.last_ms, previous))
+        if stage != previous:
+            checked_stage(stage, model.num_stages)
+            log.debug("token %d: stage %d to %d", index, previous, stage)
+        logits = decoder.step(token, stage)
+
+
+def _speculated(
+    decoder: Decoder, sampler: Sampler, speculator: Speculator, ids: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """Yield tokens of stage 0, several a round."""
+    token = sampler(decoder.prefill(ids, 0), stage=0, position=len(ids) - 1)
+    yield token, 0
+    while True:
+        found = speculator.round(token)
+        for each in found:
+            yield each, 0
+        token = found[-1]

@@ -7,7 +7,7 @@ are sorted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,30 +73,99 @@ class Sampler:
         Raises:
             NumericalError: A logit is not finite.
         """
-        if not np.isfinite(logits).all():
-            raise NumericalError(
-                f"stage {stage} gave logits that are not finite at position {position}",
-                hint="run flrc-edge verify on the bundle; if it is intact, export it again",
-            )
+        _check_finite(logits, stage, position)
         scores = self._penalize(logits) if self._penalized else logits
         if self._settings.temperature == 0:
             token = int(scores.argmax())
         else:
             ids, probabilities = distribution(scores, self._settings)
-            # One uniform number a token, so that a seed gives the same draws whatever top_k and top_p leave.
-            drawn = int(np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right"))
-            token = int(ids[min(drawn, len(ids) - 1)])
-        if self._penalized:
-            self._seen.add(token)
+            token = int(ids[self._drawn(probabilities)])
+        self._note(token)
         return token
 
-    def _penalize(self, logits: FloatArray) -> FloatArray:
-        seen = np.fromiter(self._seen, np.int64, len(self._seen))
+    def draft(
+        self, logits: FloatArray, *, after: Sequence[int], stage: int, position: int
+    ) -> tuple[int, NDArray[np.float64] | None]:
+        """Return a token that another stage will verify, and what it was drawn from; it is not remembered.
+
+        Args:
+            logits: [vocab] float32 of the drafting stage.
+            after: Drafts before this one, not verified either.
+            stage: That computed them, for the error message.
+            position: Of the token they follow.
+
+        Returns:
+            The token, and the probabilities [vocab] or None if greedy.
+        """
+        _check_finite(logits, stage, position)
+        scores = self._penalize(logits, after) if self._penalized else logits
+        if self._settings.temperature == 0:
+            return int(scores.argmax()), None
+        chances = self._chances(scores)
+        return self._drawn(chances), chances
+
+    def verified(
+        self,
+        logits: FloatArray,
+        draft: int,
+        chances: NDArray[np.float64] | None,
+        *,
+        stage: int,
+        position: int,
+    ) -> tuple[int, bool]:
+        """Return the next token, distributed as a call would draw it, and whether it is the draft.
+
+        Args:
+            logits: [vocab] float32 of the stage that verifies.
+            draft: A token of :meth:`draft`.
+            chances: What it was drawn from.
+            stage: That computed the logits, for the error message.
+            position: Of the token they follow.
+        """
+        if chances is None:
+            token = self(logits, stage=stage, position=position)
+            return token, token == draft
+        _check_finite(logits, stage, position)
+        wanted = self._chances(self._penalize(logits) if self._penalized else logits)
+        accepted = self._random.random() * chances[draft] < wanted[draft]
+        token = draft
+        if not accepted:
+            rest = np.maximum(wanted - chances, 0)
+            token = self._drawn(rest / rest.sum())
+        self._note(token)
+        return token, bool(accepted)
+
+    def _chances(self, scores: FloatArray) -> NDArray[np.float64]:
+        ids, probabilities = distribution(scores, self._settings)
+        chances = np.zeros(scores.shape[0], np.float64)
+        chances[ids] = probabilities
+        return chances
+
+    def _drawn(self, probabilities: NDArray[np.float64]) -> int:
+        """Return the index that one uniform number draws, so that a seed gives the same draws for any top_k, top_p."""
+        cumulated = np.cumsum(probabilities)
+        drawn = int(np.searchsorted(cumulated, self._random.random(), side="right"))
+        return min(drawn, int(np.flatnonzero(probabilities)[-1]))
+
+    def _note(self, token: int) -> None:
+        if self._penalized:
+            self._seen.add(token)
+
+    def _penalize(self, logits: FloatArray, after: Sequence[int] = ()) -> FloatArray:
+        seen = np.array([*self._seen.union(after)], np.int64)
         scores = logits.copy()
         values = scores[seen]
         penalty = np.float32(self._settings.repetition_penalty)
         scores[seen] = np.where(values < 0, values * penalty, values / penalty)
         return scores
+
+
+def _check_finite(logits: FloatArray, stage: int, position: int) -> None:
+    if not np.isfinite(logits).all():
+        raise NumericalError(
+            f"stage {stage} gave logits that are not finite at position {position}",
+            hint="run flrc-edge verify on the bundle; if it is intact, export it again",
+        )
 
 
 def distribution(scores: FloatArray, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

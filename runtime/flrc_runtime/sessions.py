@@ -28,10 +28,17 @@ class StageSessions:
         manifest: Its manifest.
         threads: Of one operator; None for onnxruntime's own choice.
         providers: Execution providers, in the order of preference.
+        packed: Folder of the same graphs with weights packed for this machine (packing.py), to be opened instead.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, *, threads: int | None = None, providers: Sequence[str]
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str],
+        packed: Path | None = None,
     ) -> None:
         if threads is not None and (isinstance(threads, bool) or threads < 1):
             raise UsageError(f"threads {threads!r} is not a positive integer")
@@ -39,6 +46,7 @@ class StageSessions:
         self._manifest = manifest
         self._threads = threads
         self._providers = list(providers)
+        self._packed = packed
         self._open: dict[int, InferenceSession] = {}
         self._shape: KvShape | None = None
         self._lock = threading.Lock()
@@ -81,7 +89,7 @@ class StageSessions:
     def _load(self, name: str) -> InferenceSession:
         import onnxruntime
 
-        path = resolve_inside(self._folder, name)
+        path = resolve_inside(self._packed or self._folder, name)
         version = tuple(int(n) for n in re.findall(r"\d+", onnxruntime.__version__)[:3])
         if version < OLDEST_ONNXRUNTIME:
             raise FlrcError(
@@ -96,6 +104,8 @@ class StageSessions:
         # Else the threads of the stage left behind spin on against those of the next one: a move then costs more
         # than half a decode step instead of a twentieth (`flrc-edge bench`).
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self._packed is not None:  # it was optimized before it was saved
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         try:

@@ -18,11 +18,11 @@ from click.testing import CliRunner
 
 from flrc_edge import pull as pull_module
 from flrc_edge.builtin_models import BUILTIN, BuiltinModel, Wheel
-from flrc_edge.cache import cache_folder
 from flrc_edge.cli.pull import command
 from flrc_edge.errors import FlrcError, UsageError, VerificationError
 from flrc_edge.models import open_model
 from flrc_edge.pull import is_pulled, pull
+from flrc_runtime.cache import cache_folder
 
 PARTS = 3
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from flrc_edge.cli import group, main
 from flrc_edge.cli.stage_text import StageText, printable
+from flrc_runtime import manifest
 from flrc_runtime.engine import Model
 
 PROMPT = "Once upon a time"
@@ -38,6 +39,39 @@ def test_generate_json(bundle) -> None:
     assert result["answer"].startswith(", there was a little girl")
     assert len(result["tokens"]) == 12 and result["stage_of_token"] == [0] * 8 + [1] * 4
     assert result["finish_reason"] == "length" and result["decode_tokens_per_second"] > 0
+
+
+def test_pack(bundle, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FLRC_EDGE_CACHE", str(tmp_path / "cache"))
+    first = json.loads(run("pack", bundle.folder, "--json").stdout)
+    assert first["already"] is False and first["bytes"] > (bundle.folder / "weights.bin").stat().st_size
+    assert {p.name for p in Path(first["folder"]).iterdir()} == {"packed.bin", "stage_0.onnx", "stage_1.onnx"}
+    assert json.loads(run("pack", bundle.folder, "--json").stdout) == {**first, "already": True}
+    assert "was packed already" in run("pack", bundle.folder).stdout
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLRC_EDGE_CACHE", str(tmp_path / "file" / "cache"))
+    refused = run("pack", bundle.folder)
+    assert refused.exit_code == 1 and "cannot be written" in refused.stderr
+
+
+def test_generate_within_a_budget(bundle) -> None:
+    def stages(*options: object) -> list[int]:
+        done = run("generate", bundle.folder, PROMPT, "--max-tokens", 40, "--json", *options)
+        return json.loads(done.stdout)["stage_of_token"]
+
+    plan = manifest.read(bundle.folder).plan
+    assert stages("--mean-keep", plan.kept(0)) == [0] * 40
+    mixed = stages("--mean-keep", (plan.kept(0) + plan.kept(1)) / 2)
+    assert mixed[0] == 0 and {*mixed} == {0, 1}
+    assert stages("--ms-per-token", 1e6) == [0] * 40
+    assert stages("--ms-per-token", 1e-6)[-30:] == [1] * 30
+    for options, message in (
+        (("--mean-keep", 0.1), "below"),
+        (("--ms-per-token", 0), "not positive"),
+        (("--ms-per-token", 5, "--stage", 1), "exclude each other"),
+    ):
+        done = run("generate", bundle.folder, PROMPT, *options)
+        assert done.exit_code == 2 and message in done.stderr
 
 
 def test_generate_options(bundle) -> None:
