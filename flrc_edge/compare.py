@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from flrc_edge.baselines.rank_search import Search, check_reachable
 from flrc_edge.checkpoint import load
 from flrc_edge.errors import UsageError
 from flrc_edge.heldout import EvaluationText, HeldOut, check_texts, held_out_windows, hold_out
+from flrc_edge.machine import machine
 from flrc_edge.measurements import window_length
 from flrc_edge.models import LoadedModel
 from flrc_edge.origin import check_dense
@@ -148,7 +148,7 @@ def compare(
         searches=bench.search_times(),
         seconds={name: round(seconds, 2) for name, seconds in timings.seconds.items()},
         peak_rss_bytes=peak_rss_bytes(),
-        machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        machine=machine(),
     )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from flrc_edge.allocation import check_feasible
@@ -16,6 +14,7 @@ from flrc_edge.chunks import Chunk
 from flrc_edge.errors import UsageError
 from flrc_edge.heldout import EvaluationText, check_texts, held_out_windows, hold_out
 from flrc_edge.integers import quantize_model, round_model, with_formats
+from flrc_edge.machine import machine
 from flrc_edge.measurements import input_grams, window_length
 from flrc_edge.models import LoadedModel
 from flrc_edge.placement import placed_integers, stored_chunks
@@ -171,7 +170,7 @@ def frontier(
         points=tuple(points),
         seconds={name: round(seconds, 2) for name, seconds in timings.seconds.items()},
         peak_rss_bytes=peak_rss_bytes(),
-        machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        machine=machine(),
     )
 
 

@@ -8,8 +8,7 @@ can be weighed against the best separate ranks, dense matrices included, at the 
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -22,6 +21,7 @@ from flrc_edge.allocation import candidate_ranks, check_feasible
 from flrc_edge.calibration import Moments
 from flrc_edge.errors import UsageError
 from flrc_edge.factorization import DAMPING, symmetric_root
+from flrc_edge.machine import machine
 from flrc_edge.measurements import input_grams, measure
 from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, silent
@@ -94,16 +94,16 @@ def compare_joint(
         progress("joint factors", done, len(groups))
     total = sum(m * n for m, n in (p.shape for p in projections))
     figures = [
-        _figure(groups, spectra, storage, keep, budget=keep * total, step=settings.rank_step)
+        figure
         for storage in STORAGES
-        for keep in keeps
+        for figure in _figures(groups, spectra, storage, keeps, total=total, step=settings.rank_step)
     ]
     return JointComparison(
         model=loaded.name,
         calibration_tokens=calibration.tokens,
         groups=sum(len(members) > 1 for members in groups),
         figures=tuple(figures),
-        machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        machine=machine(),
     )
 
 
@@ -137,34 +137,34 @@ def _spectrum(root: Tensor, metric: Tensor) -> Array:
     return 0.5 * values
 
 
-def _figure(
+def _figures(
     groups: Sequence[tuple[Projection, ...]],
     spectra: Sequence[tuple[list[Array], Array]],
     storage: Storage,
-    keep: float,
+    keeps: Sequence[float],
     *,
-    budget: float,
+    total: int,
     step: int,
-) -> JointFigure:
+) -> list[JointFigure]:
+    """Return the figures of one storage form; ``total`` counts the parameters of all projections."""
     separate, joint = [], []
     for members, (alone, stacked) in zip(groups, spectra, strict=True):
-        separate.append(
-            _sum(_hull(_choices(p.shape, s, storage, step)) for p, s in zip(members, alone, strict=True))
-        )
+        hulls = [_hull(_choices(p.shape, s, storage, step)) for p, s in zip(members, alone, strict=True)]
+        separate.append(_sum(hulls))
         whole = (sum(p.shape[0] for p in members), members[0].shape[1])
         joint.append(_hull(_choices(whole, stacked, storage, step)))
-    either = [_hull(np.concatenate(pair)) for pair in zip(separate, joint, strict=True)]
-    price = _price(_sum(either), budget)
-    return JointFigure(
-        storage,
-        keep,
-        round(_loss(_sum(separate), budget), 5),
-        round(_loss(_sum(either), budget), 5),
-        sum(
-            len(members) > 1 and _least(j, price) < _least(s, price) * (1 - 1e-9)  # not where both are dense
+    either = _sum([_hull(np.concatenate(pair)) for pair in zip(separate, joint, strict=True)])
+    separately = _sum(separate)
+    figures = []
+    for keep in keeps:
+        price = _price(either, keep * total)
+        chosen = sum(  # not where both are dense
+            len(members) > 1 and _least(j, price) < _least(s, price) * (1 - 1e-9)
             for members, j, s in zip(groups, joint, separate, strict=True)
-        ),
-    )
+        )
+        without, best = (round(_loss(hull, keep * total), 5) for hull in (separately, either))
+        figures.append(JointFigure(storage, keep, without, best, chosen))
+    return figures
 
 
 def _choices(shape: tuple[int, int], spectrum: Array, storage: Storage, step: int) -> Array:
@@ -190,9 +190,8 @@ def _slope(a: Array, b: Array) -> float:
     return float((b[1] - a[1]) / (b[0] - a[0]))
 
 
-def _sum(hulls: Iterable[Array]) -> Array:
+def _sum(hulls: Sequence[Array]) -> Array:
     """Return the best sums of one point of each hull: all segments, the steepest first."""
-    hulls = list(hulls)
     segments = np.concatenate([np.diff(h, axis=0) for h in hulls] + [np.zeros((0, 2))])
     steepest = segments[np.argsort(segments[:, 1] / segments[:, 0], kind="stable")]
     return np.cumsum(np.concatenate([np.sum([h[0] for h in hulls], axis=0)[None], steepest]), axis=0)

@@ -208,10 +208,8 @@ class Decoder(nn.Module):
             x, residual, key, value = block(op, x, residual, cache, step)
             present.append((key, value))
         x, _ = self.norm(op, x, residual)
-        x = op.Slice(
-            x, logits_start, [LAST], [1]
-        )  # (B, S', H): of a prompt, only the last position needs the head
-        return x, present
+        # (B, S', H): of a prompt, only the last position needs the head
+        return op.Slice(x, logits_start, [LAST], [1]), present
 
 
 def make_head(config: DecoderConfig, number_format: NumberFormat) -> nn.Module:

@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
+from flrc_runtime.decoder import LOGITS_START
+
 from .architectures import DecoderConfig
 from .decoder import Decoder, make_head
 from .layout import GroupLayout
@@ -16,7 +18,6 @@ from .number_format import Formats
 from .weight_table import FILE_NAME, Stored
 
 OPSET, IR_VERSION = 21, 10
-LOGITS_START = "logits_start"
 EVERY_POSITION = -(2**31)  # as a start: before any first position
 _TYPES = {"float32": ir.DataType.FLOAT, "uint8": ir.DataType.UINT8, "int64": ir.DataType.INT64}
 
@@ -50,9 +51,7 @@ def build_stage(
     mask = builder.input("attention_mask", integer, ["batch_size", "total_sequence_length"])
     start = builder.input(LOGITS_START, integer, [1])
     start.const_value = ir.tensor(np.array([EVERY_POSITION], np.int64), name=LOGITS_START)
-    graph.initializers[LOGITS_START] = (
-        start  # so that onnxruntime-genai, which does not feed it, need not know it
-    )
+    graph.initializers[LOGITS_START] = start  # which onnxruntime-genai does not feed
     caches = [
         (
             builder.input(f"past_key_values.{i}.key", real, ["batch_size", *past]),

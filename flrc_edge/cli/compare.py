@@ -131,15 +131,15 @@ def command(
 
     sources = tuple(WeightedText.parse(t) for t in texts) or DEFAULT_TEXTS
     conditions = Settings(texts=sources, reuse_statistics=not no_cache, **settings)
+    search = Search(samples=asvd_samples, window=asvd_window)
     with from_context() as progress:
+        loaded = open_model(model)
         result: Any
         if formats:
             section, render = "formats", report.formats_table
-            loaded = open_model(model)
             result = compare_formats(loaded, text=measured[0], progress=progress)
         elif as_frontier:
             section, render = "frontier", report.frontier_table
-            loaded = open_model(model)
             result = frontier(
                 loaded,
                 replace(conditions, storage=storage),
@@ -151,15 +151,12 @@ def command(
             )
         elif joint:
             section, render = "joint", report.joint_table
-            loaded = open_model(model)
             result = compare_joint(loaded, conditions, keeps=keeps, progress=progress)
         else:
             section, render = "recipes", report.recipes_table
-            search = Search(samples=asvd_samples, window=asvd_window)
             wanted = [r for r in RECIPES if not names or r.name in names]
             plain = wanted if storage != "pivoted" else []
             pivoted = [r.stored("pivoted") for r in wanted if storage != "plain"]
-            loaded = open_model(model)
             result = compare(
                 loaded,
                 conditions,

@@ -6,7 +6,6 @@ Windows and stage are functions of seed and step, so a resumed run equals an uni
 from __future__ import annotations
 
 import hashlib
-import platform
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from flrc_edge.healing.settings import Settings
 from flrc_edge.healing.state import StateFile
 from flrc_edge.healing.trainer import Trainer
 from flrc_edge.healing.windows import TrainingWindows, training_windows
+from flrc_edge.machine import machine
 from flrc_edge.models import DTYPES, LoadedModel
 from flrc_edge.origin import open_dense
 from flrc_edge.progress import Progress, silent
@@ -62,7 +62,7 @@ class Healed:
             "checkpoint": checkpoint,
             "kept": [round(plan.kept(s), 4) for s in range(plan.num_stages)],
             "storage": " and ".join(sorted({p.storage for p in plan.projections if not p.dense})),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+            "machine": machine(),
         }
 
 

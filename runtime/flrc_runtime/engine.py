@@ -328,10 +328,12 @@ def _decode(
     try:
         clock = _Clock()
         if speculation is None:
-            chosen = _one_by_one(model, decoder, sampler, policy, stage, ids, clock)
+            chosen: Iterator[tuple[int, int]] = _one_by_one(
+                decoder, sampler, policy, stage, ids, clock, stages=model.num_stages
+            )
         else:
             speculator = Speculator(decoder, sampler, speculation, stages=model.num_stages, ends=ends)
-            chosen = _speculated(decoder, sampler, speculator, ids)
+            chosen = ((token, 0) for token in speculator.tokens(ids))
         prompt_speed = 0.0
         for index in range(count):
             begun = now()
@@ -370,13 +372,14 @@ def _decode(
 
 
 def _one_by_one(
-    model: Model,
     decoder: Decoder,
     sampler: Sampler,
     policy: Policy,
     stage: int,
     ids: Sequence[int],
     clock: _Clock,
+    *,
+    stages: int,
 ) -> Iterator[tuple[int, int]]:
     """Yield tokens and their stages, each computed when it is asked for."""
     logits = decoder.prefill(ids, stage)
@@ -386,19 +389,6 @@ def _one_by_one(
         previous = stage
         stage = policy(StepState(index, decoder.length, clock.last_ms, previous))
         if stage != previous:
-            checked_stage(stage, model.num_stages)
+            checked_stage(stage, stages)
             log.debug("token %d: stage %d to %d", index, previous, stage)
         logits = decoder.step(token, stage)
-
-
-def _speculated(
-    decoder: Decoder, sampler: Sampler, speculator: Speculator, ids: Sequence[int]
-) -> Iterator[tuple[int, int]]:
-    """Yield tokens of stage 0, several a round."""
-    token = sampler(decoder.prefill(ids, 0), stage=0, position=len(ids) - 1)
-    yield token, 0
-    while True:
-        found = speculator.round(token)
-        for each in found:
-            yield each, 0
-        token = found[-1]

@@ -24,6 +24,7 @@ from .cache import cache_folder
 from .errors import FlrcError
 from .files import resolve_inside
 from .manifest import Manifest
+from .sessions import check_onnxruntime, loading_error
 from .shared_weights import SharedWeights
 
 WEIGHTS = "packed.bin"
@@ -96,8 +97,9 @@ def pack(folder: Path, manifest: Manifest, *, progress: Callable[[int, int], Non
         The folder with one graph a stage, named as in the bundle, and their weights.
 
     Raises:
-        FlrcError: onnxruntime does not pack a stage, or the cache cannot be written or has no room.
+        FlrcError: onnxruntime is too old or does not pack a stage, or the cache cannot be written or has no room.
     """
+    check_onnxruntime()
     found = find_packed(manifest)
     if found is not None:
         return found
@@ -186,6 +188,7 @@ def _saved_by_onnxruntime(graph: Path, work: Path) -> Path:
     try:
         onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base of their own
-        reason = str(error).split("] : ")[-1].split("\n")[0]
-        raise FlrcError(f"onnxruntime does not pack {graph.name}: {reason[:300]}") from error
+        raise FlrcError(
+            f"onnxruntime does not pack {graph.name}: {loading_error(error, graph.parent)}"
+        ) from error
     return saved

@@ -6,7 +6,7 @@ every message, would bring itself and protobuf onto every phone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .errors import FormatError
@@ -53,6 +53,16 @@ def fields(message: memoryview) -> Iterator[Field]:
             raise FormatError("a protobuf message is damaged")
         yield Field(tag >> 3, value, message[start:stop])
         start = stop
+
+
+def replaced(message: memoryview, number: int, change: Callable[[memoryview], bytes]) -> bytes:
+    """Return a message with every field of bytes ``number`` changed, and all others as they are."""
+    return b"".join(
+        encoded(number, change(field.value))
+        if field.number == number and field.value is not None
+        else field.encoded
+        for field in fields(message)
+    )
 
 
 def encoded(number: int, value: bytes) -> bytes:

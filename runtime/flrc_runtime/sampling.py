@@ -143,16 +143,18 @@ class Sampler:
 
     def _drawn(self, probabilities: NDArray[np.float64]) -> int:
         """Return the index that one uniform number draws, so that a seed gives the same draws for any top_k, top_p."""
-        cumulated = np.cumsum(probabilities)
-        drawn = int(np.searchsorted(cumulated, self._random.random(), side="right"))
-        return min(drawn, int(np.flatnonzero(probabilities)[-1]))
+        drawn = int(np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right"))
+        if drawn == len(probabilities):  # the sum is rounded to less than the number
+            return int(np.flatnonzero(probabilities)[-1])
+        return drawn
 
     def _note(self, token: int) -> None:
         if self._penalized:
             self._seen.add(token)
 
     def _penalize(self, logits: FloatArray, after: Sequence[int] = ()) -> FloatArray:
-        seen = np.array([*self._seen.union(after)], np.int64)
+        tokens = self._seen.union(after) if after else self._seen
+        seen = np.fromiter(tokens, np.int64, len(tokens))
         scores = logits.copy()
         values = scores[seen]
         penalty = np.float32(self._settings.repetition_penalty)

@@ -20,6 +20,27 @@ OLDEST_ONNXRUNTIME = (1, 24, 2)  # earlier ones let a graph read weights outside
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)\Z")
 
 
+def check_onnxruntime() -> None:
+    """Refuse an onnxruntime that must not open a graph.
+
+    Raises:
+        FlrcError: It is too old.
+    """
+    import onnxruntime
+
+    version = tuple(int(n) for n in re.findall(r"\d+", onnxruntime.__version__)[:3])
+    if version < OLDEST_ONNXRUNTIME:
+        raise FlrcError(
+            f"onnxruntime {onnxruntime.__version__} is too old", hint="pip install 'onnxruntime>=1.24.2'"
+        )
+
+
+def loading_error(error: Exception, folder: Path) -> str:
+    """Return why onnxruntime does not open a graph of ``folder``, in one line without that path."""
+    reason = str(error).split("] : ")[-1].split("\n")[0].replace(f"{folder}/", "")
+    return reason[:300]
+
+
 class StageSessions:
     """The graphs of a bundle.
 
@@ -90,11 +111,7 @@ class StageSessions:
         import onnxruntime
 
         path = resolve_inside(self._packed or self._folder, name)
-        version = tuple(int(n) for n in re.findall(r"\d+", onnxruntime.__version__)[:3])
-        if version < OLDEST_ONNXRUNTIME:
-            raise FlrcError(
-                f"onnxruntime {onnxruntime.__version__} is too old", hint="pip install 'onnxruntime>=1.24.2'"
-            )
+        check_onnxruntime()
         unknown = sorted(set(self._providers) - set(onnxruntime.get_available_providers()))
         if unknown:
             available = ", ".join(onnxruntime.get_available_providers())
@@ -111,9 +128,8 @@ class StageSessions:
         try:
             return onnxruntime.InferenceSession(str(path), options, providers=self._providers)
         except Exception as error:  # onnxruntime's errors share no base of their own
-            reason = str(error).split("] : ")[-1].split("\n")[0].replace(f"{self._folder}/", "")
             raise FormatError(
-                f"{self._folder.name}/{name} does not load in onnxruntime: {reason[:300]}",
+                f"{self._folder.name}/{name} does not load in onnxruntime: {loading_error(error, self._folder)}",
                 hint="run flrc-edge verify on the bundle, or export it again",
             ) from error
 

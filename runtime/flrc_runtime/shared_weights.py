@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import FormatError
-from .protobuf import encoded, fields
+from .protobuf import encoded, fields, replaced
 
 ALIGNMENT = 4096  # a page, so that a mapped tensor begins on one
 _GRAPH, _INITIALIZER, _EXTERNAL_DATA = 7, 5, 13  # fields of ModelProto, GraphProto and TensorProto
@@ -48,27 +48,15 @@ class SharedWeights:
         with data.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             source = memoryview(mapped)
             try:
-                return self._model(memoryview(graph.read_bytes()), source, data.name)
+                return replaced(
+                    memoryview(graph.read_bytes()),
+                    _GRAPH,
+                    lambda graph: replaced(
+                        graph, _INITIALIZER, lambda tensor: self._tensor(tensor, source, data.name)
+                    ),
+                )
             finally:
                 source.release()
-
-    def _model(self, model: memoryview, source: memoryview, name: str) -> bytes:
-        parts: list[bytes | memoryview] = []
-        for field in fields(model):
-            if field.number == _GRAPH and field.value is not None:
-                parts.append(encoded(_GRAPH, self._graph(field.value, source, name)))
-            else:
-                parts.append(field.encoded)
-        return b"".join(parts)
-
-    def _graph(self, graph: memoryview, source: memoryview, name: str) -> bytes:
-        parts: list[bytes | memoryview] = []
-        for field in fields(graph):
-            if field.number == _INITIALIZER and field.value is not None:
-                parts.append(encoded(_INITIALIZER, self._tensor(field.value, source, name)))
-            else:
-                parts.append(field.encoded)
-        return b"".join(parts)
 
     def _tensor(self, tensor: memoryview, source: memoryview, name: str) -> bytes:
         entries: dict[str, str] = {}

@@ -8,7 +8,7 @@ are in memory already, and taking positions back is only a shorter length.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,6 +136,15 @@ class Speculator:
         self._length = DraftLength(speculation.most)
         self.drafted = self.kept = 0
 
+    def tokens(self, ids: Sequence[int]) -> Iterator[int]:
+        """Yield the tokens after a prompt without end, several a round."""
+        token = self._sampler(self._decoder.prefill(ids, 0), stage=0, position=len(ids) - 1)
+        yield token
+        while True:
+            found = self.round(token)
+            yield from found
+            token = found[-1]
+
     def round(self, token: int) -> list[int]:
         """Return the tokens after ``token``, at least one; the cache then ends before the last of them."""
         decoder = self._decoder
@@ -145,9 +154,8 @@ class Speculator:
         drafts, chances = self._drafts(token, min(wanted, decoder.cache.context - start - 1))
         between = self._clock()
         decoder.cache.rollback(start)
-        rows = (
-            decoder.feed([token, *drafts], 0) if drafts else decoder.step(token, 0)[None]
-        )  # [drafts + 1, vocab]
+        # [drafts + 1, vocab]
+        rows = decoder.feed([token, *drafts], 0) if drafts else decoder.step(token, 0)[None]
         kept: list[int] = []
         for i, draft in enumerate(drafts):
             chosen, accepted = self._sampler.verified(rows[i], draft, chances[i], stage=0, position=start + i)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flrc_runtime import FormatError, load, manifest, packing
+from flrc_runtime import FlrcError, FormatError, load, manifest, packing
 from flrc_runtime.packing import WEIGHTS, evict, find_packed, pack, packed_place
 from flrc_runtime.protobuf import encoded, fields
 from flrc_runtime.shared_weights import SharedWeights
@@ -218,3 +218,15 @@ def test_damaged_external_data(tmp_path: Path, entries: dict[str, str], message:
     (tmp_path / "data").write_bytes(b"\0" * 100)
     with (tmp_path / "out").open("wb") as file, pytest.raises(FormatError, match=message):
         SharedWeights(file, "out").move(tmp_path / "graph", tmp_path / "data")
+
+
+def test_an_onnxruntime_that_is_too_old_opens_nothing(
+    bundle: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.1")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: pytest.fail("a graph was opened"))
+    with pytest.raises(FlrcError, match=r"1\.24\.1 is too old"):
+        load(bundle.folder)
+    assert not cache.exists()
