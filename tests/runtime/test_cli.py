@@ -1,4 +1,4 @@
-"""The commands generate and bench."""
+"""The commands generate and pack."""
 
 import json
 import subprocess
@@ -153,33 +153,6 @@ def test_stage_text() -> None:
     colored = StageText(color=True)
     assert colored.piece("a", 0) != colored.piece("a", 1) and "a" in colored.piece("a", 0)
     assert printable("a\x1b[2Jb\n\tc\x07é") == "a[2Jb\n\tcé"
-
-
-@pytest.mark.parametrize("form", ["md", "csv", "json"])
-def test_bench(bundle, form: str) -> None:
-    done = run(
-        "bench", bundle.folder, "--baseline", bundle.folder, "-p", 8, "-n", 4, "-r", 2, "--threads", 1,
-        "--format", form,
-    )  # fmt: skip
-    assert done.exit_code == 0, done.stderr
-    if form == "json":
-        result = json.loads(done.stdout)
-        rows = result["rows"]
-        assert [r["test"] for r in rows] == ["prompt"] * 8 + ["decode"] * 8
-        assert [r["stage"] for r in rows[:4]] == ["0", "1", "schedule", "alternating"]
-        assert rows[0]["ratio"] == 1 and all(r["ms_per_token"] > 0 < r["ratio"] for r in rows)
-        assert all(r["tokens_per_second"] == pytest.approx(1e3 / r["ms_per_token"]) for r in rows)
-        assert [load["bundle"] for load in result["loading"]] == [bundle.folder.name] * 2
-    elif form == "csv":
-        assert len(done.stdout.splitlines()) == 17 and done.stdout.startswith("bundle,stage,keep,test,")
-    else:
-        assert "| stories | schedule |  | decode 4 |" in done.stdout and "| ratio |" in done.stdout
-        assert "moving to another stage costs" in done.stdout
-
-
-@pytest.mark.parametrize("arguments", [("-n", 0), ("-p", -1), ("-r", 0), ("-p", 600)])
-def test_bench_usage_errors(bundle, arguments: tuple[object, ...]) -> None:
-    assert run("bench", bundle.folder, *arguments).exit_code == 2
 
 
 BLOCK = """

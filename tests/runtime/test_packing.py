@@ -142,6 +142,21 @@ def test_a_damaged_bundle_is_refused_and_leaves_nothing(copied: Path, cache: Pat
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.parametrize("damage", ["graph", "weights"])
+def test_a_damaged_entry_is_made_again(
+    bundle: Any, cache: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    expected = load(bundle.folder, threads=1).logits(IDS)
+    (entry,) = cache.iterdir()
+    file = entry / (WEIGHTS if damage == "weights" else manifest.read(bundle.folder).stages[0].graph)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert np.array_equal(load(bundle.folder, threads=1).logits(IDS), expected)
+    assert "are damaged and were removed" in caplog.text and not entry.exists()
+    caplog.clear()
+    assert np.array_equal(load(bundle.folder, threads=1).logits(IDS), expected)
+    assert entry.exists() and not caplog.text
+
+
 def test_several_processes_at_once(bundle: Any, cache: Path) -> None:
     code = (
         "import sys, flrc_runtime; m = flrc_runtime.load(sys.argv[1], threads=1);"

@@ -1,0 +1,118 @@
+"""A :class:`~flrc_runtime.bench.BenchResult` as markdown tables, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+
+from .result import BenchResult, Loading, Row, move_ms
+
+
+def as_json(result: BenchResult) -> str:
+    """Return all fields as JSON."""
+    return json.dumps(asdict(result), indent=1)
+
+
+def as_csv(result: BenchResult) -> str:
+    """Return the rows with a header line."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in result.rows)
+    return text.getvalue().rstrip("\n")
+
+
+def as_markdown(result: BenchResult) -> str:
+    """Return a table in the shape of llama-bench's, one of loading if it was measured, and the conditions."""
+    parts = [_speeds(result.rows)]
+    if result.loading:
+        parts.append(_loading(result.loading))
+    notes = []
+    for bundle in dict.fromkeys(row.bundle for row in result.rows):
+        cost = move_ms(result, bundle)
+        if cost is not None:
+            notes.append(f"{bundle}: moving to another stage costs {cost:.2f} ms more than staying")
+    for bundle, seconds in result.packing_seconds.items():
+        notes.append(f"{bundle}: its weights were packed for this machine in {seconds:.1f} s")
+    threads = "the default" if result.threads is None else result.threads
+    versions = dict.fromkeys(
+        f"{name} {version}" if name == "onnxruntime" else version for name, version in result.versions.items()
+    )
+    notes.append(
+        f"{result.machine}, {', '.join(versions)}, {threads} threads, median of {result.repetitions}, batch 1, "
+        f"decoding after {result.depth} tokens; this machine's memory reads {result.bandwidth / 1e9:.1f} GB/s"
+    )
+    return "\n\n".join([*parts, "\n".join(notes)])
+
+
+def _speeds(rows: Sequence[Row]) -> str:
+    optional = {
+        "GB/s": [_text(row.gb_per_second, ".1f") for row in rows],
+        "accepted": [_text(row.accepted, ".2f") for row in rows],
+        "ratio": [_text(row.ratio, ".2f") for row in rows],
+    }
+    shown = {name: cells for name, cells in optional.items() if any(cells)}
+    header = ["bundle", "stage", "keep", "test", "ms/token", "spread", "tok/s", *shown]
+    body = [
+        [
+            row.bundle,
+            row.stage,
+            _text(row.keep, ".2f"),
+            f"{row.test} {row.tokens}",
+            f"{row.ms_per_token:.2f}",
+            f"{row.ms_spread:.2f}",
+            f"{row.tokens_per_second:.1f}",
+            *(cells[i] for cells in shown.values()),
+        ]
+        for i, row in enumerate(rows)
+    ]
+    return _table(header, body, words=4)
+
+
+def _loading(loading: Sequence[Loading]) -> str:
+    header = [
+        "bundle",
+        "stages",
+        "weights",
+        "load s",
+        "cold",
+        "loaded MB",
+        "used",
+        "private",
+        "files",
+        "cache",
+    ]
+    body = [
+        [
+            row.bundle,
+            str(row.stages),
+            "packed" if row.packed else "as exported",
+            f"{row.seconds:.2f}",
+            _text(row.cold_seconds, ".2f"),
+            *(
+                "" if value is None else f"{value / 1e6:.0f}"
+                for value in (
+                    row.loaded_bytes,
+                    row.used_bytes,
+                    row.private_bytes,
+                    row.file_bytes,
+                    row.cache_bytes,
+                )
+            ),
+        ]
+        for row in loading
+    ]
+    return _table(header, body, words=3)
+
+
+def _text(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]], *, words: int) -> str:
+    """Return a markdown table whose first columns are words and whose others are numbers."""
+    lines = [header, ["---"] * words + ["---:"] * (len(header) - words), *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
