@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 OUT ?= out
 
-.PHONY: demo test test-full lint format clean setup benchmarks benchmarks-summaries
+.PHONY: demo test test-full lint format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed
 
 setup: $(VENV)/.ready
 
@@ -73,6 +73,38 @@ benchmarks-summaries: setup
 	$(BIN)/flrc-edge export $(OUT)/bench/uniform -o $(OUT)/bench/uniform-int8 --dtype int8 --overwrite
 	$(BIN)/flrc-edge eval $(OUT)/bench/stages-int8 $(SUMMARIES) $(SAVE)
 	$(BIN)/flrc-edge eval $(OUT)/bench/uniform-int8 $(SUMMARIES) $(SAVE)
+	$(BIN)/flrc-edge compress smollm2-135m -o $(OUT)/bench/flra --keep .8 --allocator fisher --factorization one-sided --tokens 73728 $(MIXTURE) --overwrite
+	$(BIN)/flrc-edge export $(OUT)/bench/flra -o $(OUT)/bench/flra-int8 --dtype int8 --overwrite
+	$(BIN)/flrc-edge eval $(OUT)/bench/flra-int8 $(SUMMARIES) $(SAVE)
+
+# Healing on more text than is shipped: WikiText-2's validation part, and the novels that are not held out.
+NOVELS := emma mansfieldpark northangerabbey prideprejudice sensesensibility
+LONG = --calibration $(FLRC_EDGE_DATA)/wikitext2/wiki.valid.raw:.4 $(NOVELS:%=--calibration $(FLRC_EDGE_DATA)/austen/%.txt:.07) --calibration chat:.25
+benchmarks-healing: setup
+	@test -d "$(FLRC_EDGE_DATA)/austen" || { echo "skipped: FLRC_EDGE_DATA names no folder with austen/ and wikitext2/"; exit 1; }
+	$(BIN)/flrc-edge compress smollm2-135m -o $(OUT)/bench/keep-80 --keep .8 --storage pivoted --tokens 73728 $(MIXTURE) --overwrite
+	$(BIN)/flrc-edge heal $(OUT)/bench/keep-80 -o $(OUT)/bench/keep-80-healed-more --minutes 60 --train all $(LONG) --overwrite $(SAVE)
+	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --checkpoint $(OUT)/bench/keep-80-healed-more --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
+
+# Speed and memory beside onnxruntime-genai and llama.cpp; needs Node.js for the latter.
+SPEED := -p 64,512 -n 128 -r 5 --threads 2
+MODEL_FOLDER = $$($(BIN)/flrc-edge pull $(1) --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["path"])')
+define speed
+	$(BIN)/flrc-edge pull $(1)
+	test -f $(OUT)/bench/$(1).gguf || $(BIN)/flrc-edge pull $(1) --gguf $(OUT)/bench/$(1).gguf
+	$(BIN)/python -m onnxruntime_genai.models.builder -i $(call MODEL_FOLDER,$(1)) -o $(OUT)/bench/$(1)-genai -p int4 -e cpu -c $(OUT)/bench/genai-cache
+	$(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)-1 --keep 1 --overwrite
+	$(BIN)/flrc-edge export $(OUT)/bench/$(1)-1 -o $(OUT)/bench/$(1)-dense --dtype int4 --overwrite
+	for keep in .8 .6 .4; do $(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)$$keep --keep $$keep --overwrite && $(BIN)/flrc-edge export $(OUT)/bench/$(1)$$keep -o $(OUT)/bench/$(1)-keep$$keep --dtype int4 --overwrite || exit 1; done
+	$(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)-3 --stages .8,.6,.4 --boundaries 32,64 --overwrite
+	$(BIN)/flrc-edge export $(OUT)/bench/$(1)-3 -o $(OUT)/bench/$(1)-stages --dtype int4 --overwrite
+	$(BIN)/flrc-edge bench $(foreach kind,keep.8 keep.6 keep.4 stages,$(OUT)/bench/$(1)-$(kind)) --baseline $(OUT)/bench/$(1)-dense --peer genai=$(OUT)/bench/$(1)-genai --peer llama.cpp=$(OUT)/bench/$(1).gguf $(SPEED) --loading $(SAVE)
+endef
+benchmarks-speed: setup
+	mkdir -p $(OUT)/bench
+	test -d node_modules/node-llama-cpp || npm install --no-save --ignore-scripts --no-audit --no-fund node-llama-cpp
+	$(call speed,smollm2-135m)
+	$(call speed,qwen2.5-coder-0.5b)
 
 clean:
 	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -125,7 +125,7 @@ def run(
             dense_ppl = _perplexities(load(dense_bundle), ids, progress, "dense")[0]
         with timings.phase("bench"):
             speed = bench(
-                bundle,
+                [bundle],
                 baseline=dense_bundle,
                 repetitions=5,
                 progress=lambda what, done, total: progress("bench", done, total),

@@ -12,12 +12,14 @@ from flrc_edge.evaluation.tables import evaluation_table
 from flrc_edge.figures.benchmarks import pictures, write_pictures
 from flrc_edge.figures.canvas import MissingPackageError, check_matplotlib
 from flrc_edge.merged_recipes import merged
+from flrc_runtime.bench import BenchResult, Loading, Row
+from flrc_runtime.bench.table import as_markdown
 from flrc_runtime.files import read_json, write_json
 
 HEADER = """# Benchmarks
 
-Generated from `benchmarks.json` by the commands named in each section; do not edit. `make benchmarks` and
-`make benchmarks-summaries` run them all with their options. Weights of the built-in models
+Generated from `benchmarks.json` by the commands named in each section; do not edit. `make benchmarks`,
+`make benchmarks-summaries`, `make benchmarks-healing` and `make benchmarks-speed` run them all with their options. Weights of the built-in models
 are dequantized from their published GGUF files ("from Q4_1"), and the baseline is that dequantized model.
 """
 IMAGES = "images"
@@ -289,11 +291,24 @@ def healing_table(c: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def speed_table(c: Mapping[str, Any]) -> str:
+    """Return what ``flrc-edge bench`` printed."""
+    result = BenchResult(
+        **{
+            **c,
+            "rows": tuple(Row(**row) for row in c["rows"]),
+            "loading": tuple(Loading(**row) for row in c["loading"]),
+        }
+    )
+    return f"`flrc-edge bench BUNDLE… --save docs/benchmarks.json`\n\n{as_markdown(result)}"
+
+
 SECTIONS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "recipes": ("Recipes at equal parameters", recipes_table),
     "frontier": ("Quality against bytes", frontier_table),
     "joint": ("Joint factors", joint_table),
     "healing": ("Healing", healing_table),
+    "speed": ("Speed", speed_table),
     "formats": ("Number formats", formats_table),
     "demo": ("The demo", demo_table),
     "evaluation": ("Evaluation", evaluation_table),

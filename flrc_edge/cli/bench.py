@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,9 +12,12 @@ from flrc_edge.cli.progress_bar import from_context
 from flrc_edge.cli.settings import parse_integers
 from flrc_edge.errors import UsageError
 
+if TYPE_CHECKING:
+    from flrc_runtime.bench import BenchResult
+
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE…", type=click.Path(path_type=Path))
 @click.option("--baseline", type=click.Path(path_type=Path), default=None, help="Bundle to compare with.")
 @click.option(
     "--peer",
@@ -46,9 +51,15 @@ from flrc_edge.errors import UsageError
     show_default=True,
     help="Output.",
 )
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Put the result into this JSON file and its .md page.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def command(
-    bundle: Path,
+    bundles: tuple[Path, ...],
     baseline: Path | None,
     peers: tuple[str, ...],
     prompt_tokens: str,
@@ -59,11 +70,12 @@ def command(
     speculative: bool,
     loading: bool,
     form: str,
+    save: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure how fast BUNDLE reads a prompt and decodes, stage by stage and with its schedule.
+    """Measure how fast each BUNDLE reads a prompt and decodes, stage by stage and with its schedule.
 
-    A baseline and peers are measured in turn with it in the same run. The ratio is a speed divided by that of the
+    All bundles, a baseline and peers are measured in turn in the same run. The ratio is a speed divided by that of the
     baseline's stage 0, or of the first peer.
     """
     from flrc_runtime import Speculation
@@ -73,7 +85,7 @@ def command(
 
     with from_context() as progress:
         result = bench(
-            bundle,
+            bundles,
             baseline=baseline,
             peers=[_peer(peer) for peer in peers],
             prompt_tokens=parse_integers(prompt_tokens),
@@ -85,6 +97,8 @@ def command(
             loading=loading,
             progress=progress,
         )
+    if save is not None:
+        _save(save, result)
     render = to_json if as_json or form == "json" else as_csv if form == "csv" else as_markdown
     click.echo(render(result))
 
@@ -94,6 +108,13 @@ def _peer(text: str) -> tuple[str, Path]:
     if not (name and equals and path):
         raise UsageError(f"--peer {text!r} is not NAME=PATH", hint="for instance genai=FOLDER")
     return name, Path(path)
+
+
+def _save(path: Path, result: BenchResult) -> None:
+    """Put the result beside the other figures; this alone needs the compressor's packages."""
+    from flrc_edge.report import save
+
+    save(path, "speed", ", ".join(dict.fromkeys(row.bundle for row in result.rows)), asdict(result))
 
 
 def _read(path: Path) -> str:

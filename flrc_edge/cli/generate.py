@@ -47,6 +47,11 @@ log = logging.getLogger(__name__)
     metavar="SHARE",
     help="Instead of the schedule, the earliest stages whose mean share of parameters is at most this.",
 )
+@click.option(
+    "--speculative",
+    is_flag=True,
+    help="Instead of the schedule, stage 0 with drafts of the last stage: its own answer, made in fewer passes.",
+)
 @click.option("--context", type=int, default=None, metavar="TOKENS", help="Prompt and answer together.")
 @click.option("--threads", type=int, default=None, metavar="N", help="Of one operator.")
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the chat template.")
@@ -66,6 +71,7 @@ def command(
     stage: int | None,
     ms_per_token: float | None,
     mean_keep: float | None,
+    speculative: bool,
     context: int | None,
     threads: int | None,
     raw: bool,
@@ -77,10 +83,10 @@ def command(
 
     The answer goes to stdout, its speed to stderr. Ctrl-C ends it and keeps the text so far.
     """
-    from flrc_runtime import Sampling, load
+    from flrc_runtime import Sampling, Speculation, load
 
-    if sum(option is not None for option in (stage, ms_per_token, mean_keep)) > 1:
-        raise UsageError("--stage, --ms-per-token and --mean-keep exclude each other")
+    if sum(option is not None for option in (stage, ms_per_token, mean_keep, speculative or None)) > 1:
+        raise UsageError("--stage, --ms-per-token, --mean-keep and --speculative exclude each other")
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -94,6 +100,7 @@ def command(
         max_tokens=max_tokens,
         sampling=sampling,
         policy=_policy(model, stage, ms_per_token, mean_keep),
+        speculation=Speculation() if speculative else None,
         stop=stop,
         chat=False if raw else None,
         system=system,

@@ -6,6 +6,7 @@ They are bound as past and as present of every stage's graph, so the graph appen
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,11 +48,13 @@ class KvCache:
         self.context = context
         self.length = 0
         self._buffers: dict[str, OrtValue] = {}
-        for layer in range(shape.layers):
-            for kind in ("key", "value"):
-                # numpy's zeros are pages mapped at first touch, so unused context costs no memory.
-                zeros = np.zeros((1, shape.heads, context, shape.head_dim), np.float32)
-                self._buffers[f"{layer}.{kind}"] = OrtValue.ortvalue_from_numpy(zeros)
+        # Pages of its own, mapped at first touch and given back at the end: unused context costs no memory. numpy's
+        # zeros are that for the first cache alone; later ones get used heap memory, which is cleared and so touched.
+        memory = np.frombuffer(mmap.mmap(-1, shape.bytes_for(context)), np.float32)
+        names = [f"{layer}.{kind}" for layer in range(shape.layers) for kind in ("key", "value")]
+        for name, part in zip(names, np.split(memory, len(names)), strict=True):
+            buffer = part.reshape(1, shape.heads, context, shape.head_dim)
+            self._buffers[name] = OrtValue.ortvalue_from_numpy(buffer)
 
     def bind(self, binding: IOBinding) -> None:
         """Bind every buffer as past and as present of one stage's graph."""

@@ -7,11 +7,14 @@ import re
 import shutil
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import FlrcError, FormatError, UsageError
 from .files import resolve_inside
+from .free_memory import trim
 from .kv_cache import KvShape
 from .manifest import Manifest
 
@@ -108,6 +111,7 @@ class StageSessions:
                     )
                 self._shape = shape
                 self._open[stage] = session
+                trim()
             return self._open[stage]
 
     def _load(self, name: str) -> InferenceSession:
@@ -141,7 +145,9 @@ class StageSessions:
     def _session(self, graph: Path, *, packed: bool) -> InferenceSession:
         import onnxruntime
 
+        _register_arena()
         options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.log_severity_level = 4  # what goes wrong is raised; onnxruntime would print it as well
         # Else the threads of the stage left behind spin on against those of the next one: a move then costs more
         # than half a decode step instead of a twentieth (`flrc-edge bench`).
@@ -151,6 +157,25 @@ class StageSessions:
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         return onnxruntime.InferenceSession(str(graph), options, providers=self._providers)
+
+
+@cache
+def _register_arena() -> None:
+    """Have all sessions of this process take activations from one arena, which grows by what is asked for.
+
+    Each would keep one of its own, as large as its longest prompt needed and doubled at every step.
+    """
+    from onnxruntime import (
+        OrtAllocatorType,
+        OrtArenaCfg,
+        OrtMemoryInfo,
+        OrtMemType,
+        create_and_register_allocator,
+    )
+
+    memory = OrtMemoryInfo("Cpu", OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT)
+    with suppress(Exception):  # another library of this process registered one already: then that is shared
+        create_and_register_allocator(memory, OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 def check_graph(session: InferenceSession, manifest: Manifest, where: str) -> KvShape:

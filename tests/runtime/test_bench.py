@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from flrc_edge.cli import group
 from flrc_runtime import FlrcError, Speculation, UsageError, load
 from flrc_runtime.bench import bench, move_ms
-from flrc_runtime.bench.bandwidth import memory_bandwidth, step_bytes
+from flrc_runtime.bench.bandwidth import memory_bandwidth
 from flrc_runtime.bench.loading import loading
 from flrc_runtime.bench.peers import Peer
 from flrc_runtime.bench.subjects import bundle_subjects
@@ -47,7 +47,7 @@ def run(*arguments: object) -> Any:
 def test_rows_of_every_stage_and_length(bundle: Any) -> None:
     seen = []
     result = bench(
-        bundle.folder,
+        [bundle.folder],
         baseline=bundle.folder,
         prompt_tokens=(24, 8),
         decode_tokens=4,
@@ -66,29 +66,15 @@ def test_rows_of_every_stage_and_length(bundle: Any) -> None:
         assert row.tokens_per_second == pytest.approx(1e3 / row.ms_per_token)
         known = row.test == "decode" and row.stage in ("0", "1")
         assert (row.gb_per_second is not None) == known
+        if row.gb_per_second is not None:
+            size = open_bundle(bundle.folder).manifest.stages[int(row.stage)].bytes
+            assert row.gb_per_second == pytest.approx(size * row.tokens_per_second / 1e9)
     references = [r for r in result.rows if r.stage == "0"][::2]
     assert [r.ratio for r in references] == [1, 1, 1]
     assert result.depth == 8 and result.bandwidth > 1e8 and not result.loading
     assert [*result.packing_seconds] == [bundle.folder.name]  # made once, for both
     assert move_ms(result, bundle.folder.name) is not None
     assert seen == [("Measuring", i, 3) for i in (1, 2, 3)]
-
-
-def test_bytes_of_a_step(bundle: Any) -> None:
-    graphs = open_bundle(bundle.folder).graphs
-    sizes = [step_bytes(graph) for graph in graphs]
-    plan = open_bundle(bundle.folder).manifest.plan
-    for stage, size in enumerate(sizes):
-        factors = sum(p.parameters(stage) for p in plan.projections)
-        head = 512 * 64  # it is the embedding, too; norms are small
-        assert 4 * (factors + head) <= size <= 4 * (factors + head) * 1.03
-    assert sizes[0] > sizes[1]
-
-
-def test_bytes_of_a_step_with_a_tied_head(int8: Path) -> None:
-    # The embedding gives one row, but the same tensor is the head, which reads it whole.
-    size = step_bytes(open_bundle(int8).graphs[0])
-    assert 0.9 * (int8 / "weights.bin").stat().st_size < size <= (int8 / "weights.bin").stat().st_size
 
 
 def test_memory_bandwidth_is_that_of_reading() -> None:
@@ -103,7 +89,7 @@ def test_speculation_makes_the_tokens_it_counts(bundle: Any) -> None:
     assert spent.accepted is not None and 0.3 < spent.accepted <= 1  # stage 1 is nearly the same model
     assert spent.prompt > 0 < spent.decode
     result = bench(
-        bundle.folder,
+        [bundle.folder],
         prompt_tokens=(20,),
         decode_tokens=8,
         repetitions=1,
@@ -165,6 +151,17 @@ def test_genai_is_measured_beside_it(int8: Path) -> None:
     assert [(r["test"], r["tokens"], r["ratio"]) for r in peer] == [("prompt", 8, 1), ("decode", 4, 1)]
     assert all(r["ratio"] > 0 for r in result["rows"])
     assert result["versions"][f"genai: {int8.name}"].startswith("genai 0.")
+
+
+def test_several_bundles_and_the_page(bundle: Any, int8: Path, tmp_path: Path) -> None:
+    page = tmp_path / "figures.json"
+    done = run(bundle.folder, int8, "-p", 8, "-n", 2, "-r", 1, "--threads", 1, "--save", page)
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(page.read_text())["speed"]["stories, stories-int8"]["rows"]
+    assert {r["bundle"] for r in rows} == {"stories", "stories-int8"} and rows[0]["ratio"] is None
+    assert done.stdout.strip() in page.with_suffix(".md").read_text()
+    one = run(bundle.folder, "-p", 8, "-n", 2, "-r", 1, "--threads", 1, "--loading", "--save", page)
+    assert one.exit_code == 0 and one.stdout.strip() in page.with_suffix(".md").read_text()
 
 
 def test_genai_makes_as_many_tokens_as_asked(int8: Path) -> None:

@@ -74,6 +74,15 @@ def test_generate_within_a_budget(bundle) -> None:
         assert done.exit_code == 2 and message in done.stderr
 
 
+def test_generate_speculative(bundle) -> None:
+    alone = run("generate", bundle.folder, PROMPT, "--max-tokens", 40, "--json", "--stage", 0)
+    drafted = run("generate", bundle.folder, PROMPT, "--max-tokens", 40, "--json", "--speculative")
+    assert drafted.exit_code == 0, drafted.stderr
+    assert json.loads(drafted.stdout)["tokens"] == json.loads(alone.stdout)["tokens"]
+    both = run("generate", bundle.folder, PROMPT, "--speculative", "--stage", 1)
+    assert both.exit_code == 2 and "exclude each other" in both.stderr
+
+
 def test_generate_options(bundle) -> None:
     sampled = ("--temperature", 1, "--top-k", 40, "--top-p", 0.9, "--repetition-penalty", 1.1, "--seed", 5)
     first = run("generate", bundle.folder, PROMPT, "--max-tokens", 20, *sampled)

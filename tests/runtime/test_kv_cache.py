@@ -1,13 +1,14 @@
 """One cache for all stages: nothing moves at a switch, and it can be cut back."""
 
 import gc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flrc_runtime import FlrcError, UsageError
 from flrc_runtime.engine import Model
-from flrc_runtime.kv_cache import KvCache
+from flrc_runtime.kv_cache import KvCache, KvShape
 
 
 def test_a_switch_moves_and_copies_no_buffer(model: Model) -> None:
@@ -63,3 +64,22 @@ def test_abandoned_streams_free_their_buffers(model: Model) -> None:
         del stream
     assert caches() == before
     assert next(model.stream("Once upon a time")).text
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="this system does not tell memory")
+def test_unused_context_costs_no_memory() -> None:
+    """Of the second cache as well, which numpy would put into used heap memory."""
+
+    def anonymous() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+
+    shape = KvShape(layers=30, heads=3, head_dim=64)
+    size = shape.bytes_for(2048)
+    KvCache(shape, 64).close()  # imports
+    before = anonymous()
+    for _ in range(3):
+        cache = KvCache(shape, 2048)
+        assert len(set(cache.pointers())) == 60 and all(p % 64 == 0 for p in cache.pointers())
+        assert anonymous() - before < size / 10
+        cache.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..bundle import load, open_bundle
+from ..engine import Model
 from ..errors import UsageError
 from ..packing import find_packed
 from ..speculative import Speculation
@@ -28,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def bench(
-    bundle: str | Path,
+    bundles: Sequence[str | Path],
     *,
     baseline: str | Path | None = None,
     peers: Sequence[tuple[str, str | Path]] = (),
@@ -41,16 +42,17 @@ def bench(
     loading: bool = False,
     progress: Progress | None = None,
 ) -> BenchResult:
-    """Measure a bundle.
+    """Measure bundles.
 
     Args:
-        bundle: The folder.
+        bundles: The folders.
         baseline: Another bundle to compare with, for instance the dense model.
         peers: Other programs and what they open (peers.py): ``("genai", folder)``, ``("llama.cpp", file)``.
         prompt_tokens: Tokens of the prompt tests; the decode test starts with the fewest of them in the cache.
         decode_tokens: Tokens of the decode test.
-        text: Whose beginning is the prompt, through the tokenizer of ``bundle``; None for random tokens.
-        speculation: Also measure stage 0 with drafts; needs ``text``, for how many are kept depends on what is said.
+        text: Whose beginning is the prompt, through the tokenizer of the first bundle; None for random tokens.
+        speculation: Also measure stage 0 of every bundle of several stages with drafts; needs ``text``, for how many
+            are kept depends on what is said.
         repetitions: Of every test, after one that does not count.
         threads: Of one operator; None for each program's choice.
         loading: Also measure time and memory of opening each bundle: all stages, stage 0 alone, and not packed.
@@ -77,24 +79,21 @@ def bench(
         )
     report = progress or _silent
     context = max(counts[0] + decode_tokens, counts[-1]) + 1 + (speculation.most if speculation else 0)
-    folders = [Path(folder) for folder in (baseline, bundle) if folder is not None]
+    folders = [Path(folder) for folder in (baseline, *bundles) if folder is not None]
     with ExitStack() as stack:
         # In processes of their own, and before this one maps the same files.
         packing = dict(filter(None, (_packed(folder, context, threads) for folder in folders)))
         found = _loadings(folders, threads, repetitions, report) if loading else ()
         bandwidth = memory_bandwidth(threads)
+        models = [load(folder, context=context, threads=threads) for folder in folders]
+        if speculation is not None and all(model.num_stages == 1 for model in models):
+            raise UsageError(
+                f"{folders[-1].name} has one stage, none that could draft", hint="leave out --speculative"
+            )
         subjects: list[Subject] = []
-        for folder in folders:
-            model = load(folder, context=context, threads=threads)
-            wanted = speculation if folder is folders[-1] else None
-            subjects += bundle_subjects(open_bundle(folder), model, speculation=wanted)
-        vocab_size = model.manifest.model.vocab_size
-        if text is None:
-            ids = np.random.default_rng(0).integers(0, vocab_size, counts[-1]).tolist()
-        else:
-            ids = model.tokenizer.encode(text)[: counts[-1]]
-            if len(ids) < counts[-1]:
-                raise UsageError(f"the text has {len(ids)} tokens, {counts[-1]} are asked for")
+        for folder, model in zip(folders, models, strict=True):
+            subjects += bundle_subjects(open_bundle(folder), model, speculation=speculation)
+        ids = _prompt(models[-len(bundles)], text, counts[-1])
         versions = {"onnxruntime": onnxruntime.__version__}
         for name, path in peers:
             peer = Peer(name, Path(path), threads=threads, context=context)
@@ -114,6 +113,18 @@ def bench(
         machine=f"{platform.machine()} {platform.system()}",
         versions=versions,
     )
+
+
+def _prompt(model: Model, text: str | None, count: int) -> list[int]:
+    """Return the first tokens of a text, or random ones."""
+    if text is None:
+        vocab_size = model.manifest.model.vocab_size
+        random: list[int] = np.random.default_rng(0).integers(0, vocab_size, count).tolist()
+        return random
+    ids = model.tokenizer.encode(text)[:count]
+    if len(ids) < count:
+        raise UsageError(f"the text has {len(ids)} tokens, {count} are asked for")
+    return ids
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -10,11 +10,9 @@ from typing import Protocol
 
 from ..bundle import Bundle
 from ..engine import Model
-from ..errors import UsageError
 from ..policy import FixedStage, Policy, SchedulePolicy, StepState, prompt_stage
 from ..sampling import Sampler, Sampling
 from ..speculative import Speculation, Speculator
-from .bandwidth import step_bytes
 from .result import ALTERNATING
 
 
@@ -112,15 +110,11 @@ class SpeculativeSubject:
 
 
 def bundle_subjects(bundle: Bundle, model: Model, *, speculation: Speculation | None) -> list[Subject]:
-    """Return every stage of a bundle, its schedule, what tells the cost of a move, and speculation if wanted.
-
-    Raises:
-        UsageError: Speculation is wanted of a bundle of one stage.
-    """
+    """Return every stage of a bundle and, of several, its schedule, the cost of a move and speculation if wanted."""
     manifest, name = bundle.manifest, bundle.folder.resolve().name
     subjects: list[Subject] = [
-        PolicySubject(Label(name, str(stage), info.keep, step_bytes(graph)), model, FixedStage(stage))
-        for stage, (info, graph) in enumerate(zip(manifest.stages, bundle.graphs, strict=True))
+        PolicySubject(Label(name, str(stage), info.keep, info.bytes), model, FixedStage(stage))
+        for stage, info in enumerate(manifest.stages)
     ]
     if model.num_stages > 1:
         subjects.append(PolicySubject(Label(name, "schedule"), model, SchedulePolicy(manifest.schedule)))
@@ -129,10 +123,8 @@ def bundle_subjects(bundle: Bundle, model: Model, *, speculation: Speculation | 
         subjects.append(
             PolicySubject(Label(name, ALTERNATING), model, lambda state: state.generated % 2 * last)
         )
-    if speculation is not None:
-        if model.num_stages == 1:
-            raise UsageError(f"{name} has one stage, none that could draft", hint="leave out --speculative")
-        subjects.append(SpeculativeSubject(Label(name, "speculative"), model, speculation))
+        if speculation is not None:
+            subjects.append(SpeculativeSubject(Label(name, "speculative"), model, speculation))
     return subjects
 
 
