@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 pytestmark = pytest.mark.full
 MODEL = "smollm2-135m"
+DATA = Path(__file__).parents[2] / "flrc_edge" / "data"
 TOKENS = 64
 PROMPT = "Why do we brush our teeth twice a day?"
 
@@ -113,3 +115,19 @@ def _export_stage_0(checkpoint: Path, target: Path) -> None:
         projections=tuple(replace(p, ranks=p.ranks[:1]) for p in content.plan.projections),
     )
     manifest.seal(target, replace(content, plan=plan, schedule=manifest.Schedule(())))
+
+
+def test_speculation_gives_the_tokens_of_stage_0(smollm2: tuple[Any, Path], tmp_path: Path) -> None:
+    """On 50 prompts; a pass over several tokens takes other kernels than a step, which must not show."""
+    from flrc_exporters.bundle import export
+    from flrc_runtime import FixedStage, Speculation, load
+
+    export(smollm2[1], tmp_path / "int8", dtype="int8")
+    model = load(tmp_path / "int8")
+    prompts = json.loads((DATA / "prompts.json").read_text("utf-8"))
+    lines = (DATA / "chat_calibration.jsonl").read_text("utf-8").splitlines()
+    prompts += [json.loads(line)["messages"][0]["content"] for line in lines]
+    for prompt in prompts[:50]:
+        alone = model.stream(prompt, max_tokens=TOKENS, policy=FixedStage(0))
+        drafted = model.stream(prompt, max_tokens=TOKENS, speculation=Speculation(adaptive=False))
+        assert [t.token_id for t in drafted] == [t.token_id for t in alone], prompt
