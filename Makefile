@@ -95,16 +95,16 @@ define speed
 	$(BIN)/python -m onnxruntime_genai.models.builder -i $(call MODEL_FOLDER,$(1)) -o $(OUT)/bench/$(1)-genai -p int4 -e cpu -c $(OUT)/bench/genai-cache
 	$(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)-1 --keep 1 --overwrite
 	$(BIN)/flrc-edge export $(OUT)/bench/$(1)-1 -o $(OUT)/bench/$(1)-dense --dtype int4 --overwrite
-	for keep in .8 .6 .4; do $(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)$$keep --keep $$keep --overwrite && $(BIN)/flrc-edge export $(OUT)/bench/$(1)$$keep -o $(OUT)/bench/$(1)-keep$$keep --dtype int4 --overwrite || exit 1; done
-	$(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)-3 --stages .8,.6,.4 --boundaries 32,64 --overwrite
+	for keep in .8 .6 .4; do $(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)$$keep --keep $$keep $(2) $(MIXTURE) --overwrite && $(BIN)/flrc-edge export $(OUT)/bench/$(1)$$keep -o $(OUT)/bench/$(1)-keep$$keep --dtype int4 --overwrite || exit 1; done
+	$(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)-3 --stages .8,.6,.4 --boundaries 32,64 $(2) $(MIXTURE) --overwrite
 	$(BIN)/flrc-edge export $(OUT)/bench/$(1)-3 -o $(OUT)/bench/$(1)-stages --dtype int4 --overwrite
 	$(BIN)/flrc-edge bench $(foreach kind,keep.8 keep.6 keep.4 stages,$(OUT)/bench/$(1)-$(kind)) --baseline $(OUT)/bench/$(1)-dense --peer genai=$(OUT)/bench/$(1)-genai --peer llama.cpp=$(OUT)/bench/$(1).gguf $(SPEED) --loading $(SAVE)
 endef
 benchmarks-speed: setup
 	mkdir -p $(OUT)/bench
 	test -d node_modules/node-llama-cpp || npm install --no-save --ignore-scripts --no-audit --no-fund node-llama-cpp
-	$(call speed,smollm2-135m)
-	$(call speed,qwen2.5-coder-0.5b)
+	$(call speed,smollm2-135m,--tokens 73728)
+	$(call speed,qwen2.5-coder-0.5b,--tokens 40960)
 
 clean:
 	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
