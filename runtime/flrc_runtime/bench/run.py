@@ -25,6 +25,7 @@ from .peers import Peer
 from .result import BenchResult, Loading, Row, Test
 from .subjects import Spent, Subject, bundle_subjects
 
+SETTLE = 0.25  # seconds before each subject: threads of the one before may still spin, llama.cpp's do
 Progress = Callable[[str, int, int], None]
 
 
@@ -176,6 +177,7 @@ def _measured(
     result: list[dict[int, list[Spent]]] = [{count: [] for count in counts} for _ in subjects]
     for repetition in range(repetitions + 1):
         for subject, spent in zip(subjects, result, strict=True):
+            time.sleep(SETTLE)
             for count in counts:
                 once = subject.measure(ids[:count], decode_tokens if count == counts[0] else 0)
                 if repetition:
