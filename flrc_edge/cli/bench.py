@@ -98,7 +98,7 @@ def command(
             progress=progress,
         )
     if save is not None:
-        _save(save, result)
+        _save(save, bundles[0], result)
     render = to_json if as_json or form == "json" else as_csv if form == "csv" else as_markdown
     click.echo(render(result))
 
@@ -110,11 +110,12 @@ def _peer(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _save(path: Path, result: BenchResult) -> None:
+def _save(path: Path, bundle: Path, result: BenchResult) -> None:
     """Put the result beside the other figures; this alone needs the compressor's packages."""
     from flrc_edge.report import save
+    from flrc_runtime.bundle import open_bundle
 
-    save(path, "speed", ", ".join(dict.fromkeys(row.bundle for row in result.rows)), asdict(result))
+    save(path, "speed", open_bundle(bundle).manifest.model.name, asdict(result))
 
 
 def _read(path: Path) -> str:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from flrc_edge import pull as pull_module
 from flrc_edge.builtin_models import BUILTIN, BuiltinModel, Wheel
+from flrc_edge.cli import group
 from flrc_edge.cli.pull import command
 from flrc_edge.errors import FlrcError, UsageError, VerificationError
 from flrc_edge.models import open_model
@@ -114,12 +115,12 @@ def test_the_gguf_itself(
     assert not is_pulled("tiny") and not (cache / "downloads" / "tiny").exists()
     pull_module.pull_gguf("tiny", target)
     assert len(asked) == 3
-    done = CliRunner().invoke(command, ["tiny", "--gguf", str(target), "--json"])
+    done = CliRunner().invoke(group, ["pull", "tiny", "--gguf", str(target), "--json"])
     assert json.loads(done.stdout)["bytes"] == target.stat().st_size
     target.write_bytes(b"mine")
-    done = CliRunner().invoke(command, ["tiny", "--gguf", str(target)])
+    done = CliRunner().invoke(group, ["pull", "tiny", "--gguf", str(target)])
     assert done.exit_code == 2 and "is another file" in done.stderr and target.read_bytes() == b"mine"
-    done = CliRunner().invoke(command, ["tiny", "--gguf", str(tmp_path / "none" / "x.gguf")])
+    done = CliRunner().invoke(group, ["pull", "tiny", "--gguf", str(tmp_path / "none" / "x.gguf")])
     assert done.exit_code == 2 and "is not a folder" in done.stderr
 
 

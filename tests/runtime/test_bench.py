@@ -157,7 +157,7 @@ def test_several_bundles_and_the_page(bundle: Any, int8: Path, tmp_path: Path) -
     page = tmp_path / "figures.json"
     done = run(bundle.folder, int8, "-p", 8, "-n", 2, "-r", 1, "--threads", 1, "--save", page)
     assert done.exit_code == 0, done.stderr
-    rows = json.loads(page.read_text())["speed"]["stories, stories-int8"]["rows"]
+    rows = json.loads(page.read_text())["speed"]["stories260k"]["rows"]
     assert {r["bundle"] for r in rows} == {"stories", "stories-int8"} and rows[0]["ratio"] is None
     assert done.stdout.strip() in page.with_suffix(".md").read_text()
     one = run(bundle.folder, "-p", 8, "-n", 2, "-r", 1, "--threads", 1, "--loading", "--save", page)
