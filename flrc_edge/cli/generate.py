@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 @click.option(
     "--speculative",
     is_flag=True,
-    help="Instead of the schedule, stage 0 with drafts of the last stage: its own answer, made in fewer passes.",
+    help="Instead of the schedule, what stage 0 chooses in passes over several drafts of the last stage.",
 )
 @click.option("--context", type=int, default=None, metavar="TOKENS", help="Prompt and answer together.")
 @click.option("--threads", type=int, default=None, metavar="N", help="Of one operator.")

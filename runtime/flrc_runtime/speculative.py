@@ -3,6 +3,9 @@
 Every token is one that stage 0 chooses, or is drawn as stage 0 would draw it (speculative sampling, arXiv 2211.17192):
 a draft from q is kept with probability min(1, p / q), else a token is drawn from max(0, p - q). The draft's weights
 are in memory already, and taking positions back is only a shorter length.
+
+What stage 0 chooses is what it computes in a pass over several tokens. Kernels that round activations to int8 (accuracy
+level 4) give a single step other roundings: as good, but a close call may go another way than in stepping.
 """
 
 from __future__ import annotations
