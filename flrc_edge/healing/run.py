@@ -150,9 +150,11 @@ def heal(
         trained = {name: parameter.detach() for name, parameter in trainer.parameters.items()}
         pivoted = {p.name for p in content.plan.projections if p.storage == "pivoted"}
         trained |= dict(stored_tensors(student, pivoted))
+        chosen = asdict(settings)
+        del chosen["texts"]  # they are below, without the paths of this machine
         report = {
             "model": dense.name,
-            "settings": asdict(settings),
+            "settings": chosen,
             "precision": str(arithmetic.dtype).removeprefix("torch."),
             "texts": [asdict(text) for text in windows.sources],
             "tokens": session.tokens,
