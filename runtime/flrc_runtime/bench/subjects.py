@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from ..bundle import Bundle
@@ -126,8 +125,3 @@ def bundle_subjects(bundle: Bundle, model: Model, *, speculation: Speculation | 
         if speculation is not None:
             subjects.append(SpeculativeSubject(Label(name, "speculative"), model, speculation))
     return subjects
-
-
-def folder_name(path: Path) -> str:
-    """Return the last part of a path, of ``.`` as well."""
-    return path.resolve().name
