@@ -82,11 +82,12 @@ def joint_plan(
         [
             Choice(
                 (None,) * stages,
-                (float(matrices * NumberFormat.named(name).size(*vocab)),) * stages,
+                (float(matrices * f.size(*vocab)),) * stages,
                 stages * loss,
-                formats=(name,),
+                formats=(f.name,),
             )
             for name, loss in embedding.items()
+            for f in (NumberFormat.named(name).fitted(config.hidden_size),)
         ]
     )
     fixed = 0.0  # norms, rotary caches and the gaps between tensors: known once there is a plan
@@ -119,13 +120,16 @@ def check_sizes(
     _check_fall(sizes)
     least = 0
     for p in config.projections():
-        options = [NumberFormat.named(f).size(*p.shape) for f in formats.dense]
+        options = [NumberFormat.named(f).fitted(p.shape[1]).size(*p.shape) for f in formats.dense]
         for storage in storages:
             for rank in candidate_ranks(p.shape, step, storage=storage)[:1]:
                 plan = ProjectionPlan(p.name, p.shape, (rank,), storage)
-                options += [_bytes(plan, pair, 0) for pair in formats.factored]
+                options += [_bytes(plan, _fitted(plan, pair), 0) for pair in formats.factored]
         least += min(options)
-    vocab = min(NumberFormat.named(f).size(config.vocab_size, config.hidden_size) for f in formats.embedding)
+    hidden = config.hidden_size
+    vocab = min(
+        NumberFormat.named(f).fitted(hidden).size(config.vocab_size, hidden) for f in formats.embedding
+    )
     _check_least(least + vocab * (1 if config.tied_embedding else 2), sizes)
 
 
@@ -148,28 +152,33 @@ def _check_least(least: float, sizes: Sequence[int]) -> None:
 def _choices(forms: Sequence[Curve], rounding: RoundingLosses, stages: int) -> list[Choice]:
     """Return every form of one projection in every number format, without those that another one beats."""
     shape, name = forms[0].shape, forms[0].name
-    found = [
-        Choice(
-            (None,) * stages,
-            (float(NumberFormat.named(f).size(*shape)),) * stages,
-            stages * loss,
-            formats=(f,),
-        )
-        for f, loss in rounding.dense.items()
-    ]
+    found = []
+    for dense, loss in rounding.dense.items():
+        f = NumberFormat.named(dense).fitted(shape[1])
+        size = float(f.size(*shape))
+        found.append(Choice((None,) * stages, (size,) * stages, stages * loss, formats=(f.name,)))
     for curve in forms:
-        loss = loss_by_rank(curve)
+        losses = loss_by_rank(curve)
         ranks = curve.ranks if stages == 1 else curve.ranks[:: -(-len(curve.ranks) // STAGED_RANKS) or 1]
         for ranks_of in nested_forms(ranks, shape, stages, storage=curve.storage):
             if ranks_of[0] is None:
                 continue
-            dropped = sum(loss[r] for r in ranks_of)
+            dropped = sum(losses[r] for r in ranks_of)
             plan = ProjectionPlan(name, shape, ranks_of, curve.storage)
             for pair, rounded in rounding.factored.get(curve.storage, {}).items():
-                formats = pair * len(plan.chunks())
+                formats = _fitted(plan, pair)
                 cost = tuple(float(_bytes(plan, formats, s)) for s in range(stages))
                 found.append(Choice(ranks_of, cost, dropped + stages * rounded, curve.storage, formats))
     return _undominated(found)
+
+
+def _fitted(plan: ProjectionPlan, pair: tuple[str, str]) -> tuple[str, ...]:
+    """Return the format of every V and U of a factored projection, with blocks that pad none of their rows."""
+    names = pair * len(plan.chunks())
+    widths = (width for _, width in plan.matrices().values())
+    return tuple(
+        NumberFormat.named(name).fitted(width).name for name, width in zip(names, widths, strict=True)
+    )
 
 
 def _bytes(plan: ProjectionPlan, formats: Sequence[str], stage: int) -> int:

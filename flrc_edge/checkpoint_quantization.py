@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +25,7 @@ from flrc_edge.models import DTYPES
 from flrc_edge.progress import Progress, silent
 from flrc_edge.settings import DEFAULT_TEXTS
 from flrc_edge.texts import WeightedText, token_windows
+from flrc_exporters.number_format import Integers
 from flrc_runtime import manifest
 from flrc_runtime.files import check_output_folder, published_folder
 from flrc_runtime.manifest import Manifest
@@ -34,8 +35,8 @@ def quantize(
     folder: str | Path,
     output: str | Path,
     *,
-    dtype: Literal["int8", "int4"] = "int4",
-    head: Literal["int8", "int4"] = "int8",
+    dtype: Integers = "int4",
+    head: Integers = "int8",
     texts: Sequence[WeightedText] = DEFAULT_TEXTS,
     windows: int = GRAM_WINDOWS,
     window: int = 1024,
@@ -78,7 +79,7 @@ def quantize(
         seed=seed,
     ).ids
     model: Any = checkpoint.load(source).float()
-    plan = with_formats(content.plan, dtype, head=head)
+    plan = with_formats(content.plan, dtype, head=head, hidden_size=content.model.hidden_size)
     chunks: dict[str, tuple[Chunk, ...]] = {
         name: module.stored() for name, module in model.named_modules() if isinstance(module, LowRankLinear)
     }

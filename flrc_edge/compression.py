@@ -127,7 +127,9 @@ def compress(
     if settings.dtype != "float":
         dtype = settings.dtype
         if settings.dtype != "mixed" and not settings.sizes:
-            plan = with_formats(plan, settings.dtype, head=settings.head)
+            plan = with_formats(
+                plan, settings.dtype, head=settings.head, hidden_size=loaded.config.hidden_size
+            )
         with timings.phase("quantize"):
             integers = quantize_model(loaded.model, plan, chunks, grams, progress=progress)
     content = Manifest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -187,20 +188,21 @@ def _candidates(
     progress: Progress,
 ) -> Iterator[_Candidate]:
     """Yield every model to measure."""
+    rounded = partial(with_formats, head=HEAD, hidden_size=loaded.config.hidden_size)
     dense = RankPlan(
         "dense",
         (1.0,),
         tuple(ProjectionPlan(p.name, p.shape, (None,)) for p in loaded.config.projections()),
     )
     for name in NEAREST:
-        yield _Candidate("dense, nearest", "dense", name, with_formats(dense, name, head=HEAD), {}, True)
+        yield _Candidate("dense, nearest", "dense", name, rounded(dense, name), {}, True)
     for name in COMPENSATED:
-        yield _Candidate("dense, compensated", "dense", name, with_formats(dense, name, head=HEAD), {})
+        yield _Candidate("dense, compensated", "dense", name, rounded(dense, name), {})
     *baselines, ours = recipes
     for recipe in baselines:
         bench.factorize(recipe.factorization)
         for keep in keeps:
-            plan = with_formats(bench.plan(recipe, keep), "int4", head=HEAD)
+            plan = rounded(bench.plan(recipe, keep), "int4")
             chunks = stored_chunks(plan, bench.factors)
             yield _Candidate(f"{recipe.name}, int4 nearest", "baseline", f"{keep:g}", plan, chunks, True)
     bench.factorize(ours.factorization)
@@ -226,6 +228,4 @@ def _candidates(
         chunks = stored_chunks(floats, bench.factors)
         for name, nearest in (("int8", False), ("int4", False), ("int4", True)):
             series = f"ours, {name}{' nearest' if nearest else ''}"
-            yield _Candidate(
-                series, "ours", f"{keep:g}", with_formats(floats, name, head=HEAD), chunks, nearest
-            )
+            yield _Candidate(series, "ours", f"{keep:g}", rounded(floats, name), chunks, nearest)

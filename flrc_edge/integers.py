@@ -18,23 +18,25 @@ from flrc_exporters.number_format import NumberFormat
 from flrc_runtime.manifest import ProjectionPlan, RankPlan
 
 
-def with_formats(plan: RankPlan, dtype: str, *, head: str) -> RankPlan:
+def with_formats(plan: RankPlan, dtype: str, *, head: str, hidden_size: int) -> RankPlan:
     """Return the plan with one number format (such as ``int4/64``) for all projections, and one for the embedding.
+
+    Blocks are shortened where a row would be padded (NumberFormat.fitted).
 
     The coefficients U of pivoted chunks get at least 8 bits: they are few, and an error in one takes a multiple of a
     whole row. With 4 bits for V and U, SmolLM2-135M at keep .8 has g .471, with 8 for U .321 (.165 in floats).
     """
     chosen = NumberFormat.named(dtype)
-    finer = replace(chosen, bits=max(chosen.bits, 8)).name
+    finer = replace(chosen, bits=max(chosen.bits, 8))
 
     def formats(p: ProjectionPlan) -> tuple[str, ...]:
         return tuple(
-            finer if p.storage == "pivoted" and matrix.endswith(".U") else chosen.name
-            for matrix in p.matrices()
+            (finer if p.storage == "pivoted" and matrix.endswith(".U") else chosen).fitted(width).name
+            for matrix, (_, width) in p.matrices().items()
         )
 
     projections = tuple(replace(p, formats=formats(p)) for p in plan.projections)
-    return replace(plan, projections=projections, embedding=NumberFormat.named(head).name)
+    return replace(plan, projections=projections, embedding=NumberFormat.named(head).fitted(hidden_size).name)
 
 
 def quantize_model(

@@ -11,9 +11,10 @@ from flrc_edge.calibration import Labels
 from flrc_edge.errors import UsageError
 from flrc_edge.factorization import Method
 from flrc_edge.texts import WeightedText
+from flrc_exporters.number_format import Integers
 from flrc_runtime.manifest import Storage
 
-Numbers = Literal["float", "int8", "int4", "mixed"]
+Numbers = Literal["float", "mixed", Integers]
 # A mixture: factors fitted to one kind of text alone fail on others. With half of it chat, KL to SmolLM2-135M's own
 # answers falls from 0.31 to 0.15 at keep .9, against no chat at all.
 DEFAULT_TEXTS = (WeightedText("chat", 0.5), WeightedText("wikitext2", 0.25), WeightedText("austen", 0.25))
@@ -32,7 +33,8 @@ class Settings:
         factorization: ``two-sided`` (gradient-aware) or ``one-sided`` (activation-aware).
         labels: What the gradients of the statistics predict: tokens ``sampled`` from the model, or the ``text``.
         correct: Fit factors on the inputs that the compressed layers before them produce (correction.py).
-        dtype: ``float`` keeps the model's dtype; ``int8`` and ``int4`` round with compensation (quantization.py);
+        dtype: ``float`` keeps the model's dtype; ``int8`` and ``int4`` (``int4/128``: a scale in 128 inputs instead of
+            32) round with compensation (quantization.py);
             ``mixed`` chooses the format of every matrix together with its rank, for ``sizes`` (bit_allocation.py).
         head: Number format of embedding and head of a checkpoint of integers, but for ``mixed``.
         storage: ``pivoted`` (r rows and the others as their combinations) or ``plain`` (two factors).
@@ -53,7 +55,7 @@ class Settings:
     labels: Labels = "sampled"
     correct: bool = False
     dtype: Numbers = "float"
-    head: Literal["int8", "int4"] = "int8"
+    head: Integers = "int8"
     storage: Storage = "plain"
     texts: tuple[WeightedText, ...] = DEFAULT_TEXTS
     tokens: int = 32 * 1024
@@ -72,7 +74,7 @@ class Settings:
             "labels": Labels,
             "storage": Storage,
             "dtype": Numbers,
-            "head": Literal["int8", "int4"],
+            "head": Integers,
         }
         for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):

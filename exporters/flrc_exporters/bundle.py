@@ -47,7 +47,8 @@ def export(
     Args:
         checkpoint: What ``compress`` wrote.
         output: The bundle folder; published by one rename, or left as it was.
-        dtype: Number format of a float checkpoint's projections, int4 by default; integers are rounded to nearest.
+        dtype: Number format of a float checkpoint's projections, int4 by default, int4/128 for instance with longer
+            blocks (no row is padded: NumberFormat.fitted); integers are rounded to nearest.
             A checkpoint of integers is laid out as it is.
         head: Number format of embedding and head, or None for the one of ``dtype``.
         context: Positions (tokens) a conversation may have, or None for the model's own, at most 4096.
@@ -128,9 +129,12 @@ def _formats(written: Manifest, dtype: Dtype | None, head: Dtype | None) -> tupl
                 hint="leave out --dtype and --head, or compress with --dtype float",
             )
         return written.dtype, written.plan
-    chosen = NumberFormat.named(dtype or "int4").name
-    projections = tuple(replace(p, formats=(chosen,) * len(p.matrices())) for p in written.plan.projections)
-    embedding = NumberFormat.named(head).name if head else chosen
+    chosen = NumberFormat.named(dtype or "int4")
+    projections = tuple(
+        replace(p, formats=tuple(chosen.fitted(width).name for _, width in p.matrices().values()))
+        for p in written.plan.projections
+    )
+    embedding = (NumberFormat.named(head) if head else chosen).fitted(written.model.hidden_size).name
     return dtype or "int4", replace(written.plan, projections=projections, embedding=embedding)
 
 

@@ -6,7 +6,7 @@ The integers are what com.microsoft ``MatMulNBits`` and ``GatherBlockQuantized``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from flrc_runtime.errors import UsageError
 
-Dtype = Literal["fp32", "int8", "int4"]
+Integers = Literal["int8", "int8/64", "int8/128", "int4", "int4/64", "int4/128"]
+Dtype = Literal["fp32", Integers]
 Bits = Literal[8, 4, 2]
 AccuracyLevel = Literal[0, 1, 4]
 Float = npt.NDArray[np.float32]
@@ -61,6 +62,16 @@ class NumberFormat:
                 hint="fp32, int8 or int4, or with a block, such as int4/64",
             )
         return cls(bits[kind], int(block) if block else BLOCK, accuracy_level)
+
+    def fitted(self, in_features: int) -> NumberFormat:
+        """Return the format with the largest block, up to its own, that pads no row of so many inputs.
+
+        Padding is read like weights: blocks of 128 would make 640 inputs of SmolLM2's 576.
+        """
+        if not self.quantized:
+            return self
+        exact = [block for block in BLOCKS if block <= self.block_size and in_features % block == 0]
+        return replace(self, block_size=max(exact, default=min(BLOCKS)))
 
     @property
     def name(self) -> str:

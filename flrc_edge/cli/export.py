@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flrc_edge.cli.settings import INTEGERS
+
 if TYPE_CHECKING:
     from flrc_runtime.manifest import Manifest
 
-DTYPES = click.Choice(["fp32", "int8", "int4"])
+DTYPES = click.Choice(["fp32", *INTEGERS])
 
 
 @click.command("export")
@@ -21,7 +23,10 @@ DTYPES = click.Choice(["fp32", "int8", "int4"])
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to write."
 )
 @click.option(
-    "--dtype", type=DTYPES, help="Number format of a checkpoint of floats; default: int4, rounded to nearest."
+    "--dtype",
+    type=DTYPES,
+    help="Number format of a checkpoint of floats; default: int4, rounded to nearest. int4/128 has one scale in 128 "
+    "inputs instead of 32.",
 )
 @click.option("--head", type=DTYPES, help="Number format of embedding and head; default: that of --dtype.")
 @click.option(
@@ -43,14 +48,14 @@ def command(
     """Export CHECKPOINT into a bundle: one ONNX graph per stage, one weight file.
 
     A checkpoint of integers (compress --dtype) is laid out as it is. Of one of floats, integers are rounded to
-    nearest in blocks of 32, without compensating the error.
+    nearest, without compensating the error.
     """
     from flrc_exporters.bundle import export
     from flrc_runtime.manifest import read
 
     quiet = bool((ctx.find_root().params or {}).get("quiet"))
     if dtype != "fp32" and not quiet and not read(checkpoint, "checkpoint").plan.embedding:
-        click.echo(f"{dtype or 'int4'}: weights are rounded to nearest in blocks of 32", err=True)
+        click.echo(f"{dtype or 'int4'}: weights are rounded to nearest", err=True)
     manifest = export(
         checkpoint,
         output,

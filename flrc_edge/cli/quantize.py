@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from flrc_edge.cli.progress_bar import from_context
+from flrc_edge.cli.settings import INTEGERS
 
 
 @click.command()
@@ -16,10 +17,16 @@ from flrc_edge.cli.progress_bar import from_context
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write."
 )
-@click.option("--dtype", type=click.Choice(["int8", "int4"]), default="int4", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(INTEGERS),
+    default="int4",
+    show_default=True,
+    help="Number format of the projections; int4/128 has one scale in 128 inputs instead of 32.",
+)
 @click.option(
     "--head",
-    type=click.Choice(["int8", "int4"]),
+    type=click.Choice(INTEGERS),
     default="int8",
     show_default=True,
     help="Numbers of embedding and head.",

@@ -11,6 +11,9 @@ import click
 from flrc_edge.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., object])
+# Number formats of integers: bits, and inputs that share a scale where that is not 32. Those of
+# flrc_exporters.number_format, which need not be imported to show a help page.
+INTEGERS = ("int8", "int8/64", "int8/128", "int4", "int4/64", "int4/128")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 

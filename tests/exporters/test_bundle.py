@@ -161,6 +161,7 @@ def test_manifest_tells_files_and_bytes(source: str, bundles: Bundles) -> None:
         ("dense", "int8", (0.003,)),
         ("dense", "int4", (0.2,)),
         ("staged", "int8", (0.003, 0.01)),
+        ("staged", "int8/64", (0.004, 0.012)),
         ("staged", "int4", (0.2, 0.6)),
         ("pivoted", "int8", (0.004, 0.015)),
         ("pivoted", "int4", (0.9, 1.6)),

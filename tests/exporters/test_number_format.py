@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flrc_exporters.number_format import NumberFormat, dequantize, quantize
+from flrc_edge.cli.settings import INTEGERS
+from flrc_exporters.number_format import Integers, NumberFormat, dequantize, quantize
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -85,3 +86,22 @@ def test_onnxruntime_reads_the_layout(bits: Literal[8, 4], width: int) -> None:
     np.testing.assert_allclose(
         session.run(None, {"x": x})[0], x @ dequantize(packed, scales, width).T, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "fitted"),
+    [
+        ("int4/128", 1536, "int4/128"),
+        ("int4/128", 576, "int4/64"),
+        ("int8/128", 96, "int8/32"),
+        ("int4/64", 1536, "int4/64"),
+        ("int4/128", 172, "int4/32"),  # which nothing fits: 192 are the fewest
+        ("fp32", 3, "fp32"),
+    ],
+)
+def test_blocks_are_fitted_to_a_row(name: str, width: int, fitted: str) -> None:
+    assert NumberFormat.named(name).fitted(width).name == fitted
+
+
+def test_the_command_line_knows_the_formats() -> None:
+    assert get_args(Integers) == INTEGERS
