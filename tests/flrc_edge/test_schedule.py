@@ -115,7 +115,7 @@ def test_plan_chooses_on_one_half_and_validates_on_the_other(measured: Any) -> N
         model, [reference[i] for i in (1, 3)], [dense[i] for i in (1, 3)], schedule=planned.chosen, kept=kept
     )
     assert planned.validation == held_out
-    if held_out.pays:
+    if held_out.pays or abs(kept[1] - held_out.constant.share) > planning.SNAP:
         assert planned.schedule == planned.chosen
     else:
         assert planned.schedule.boundaries == (1, END) and planned.used == (0, 1)
