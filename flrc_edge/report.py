@@ -12,7 +12,7 @@ from flrc_edge.evaluation.tables import evaluation_table
 from flrc_edge.figures.benchmarks import pictures, write_pictures
 from flrc_edge.figures.canvas import MissingPackageError, check_matplotlib
 from flrc_edge.merged_recipes import merged
-from flrc_runtime.bench import BenchResult, Loading, Row
+from flrc_runtime.bench import BenchResult, Loading, Operators, Row
 from flrc_runtime.bench.table import as_markdown
 from flrc_runtime.files import read_json, write_json
 
@@ -299,6 +299,7 @@ def speed_table(c: Mapping[str, Any]) -> str:
             **c,
             "rows": tuple(Row(**row) for row in c["rows"]),
             "loading": tuple(Loading(**row) for row in c["loading"]),
+            "operators": tuple(Operators(**row) for row in c.get("operators", ())),
         }
     )
     return f"`flrc-edge bench BUNDLE… --save docs/benchmarks.json`\n\n{as_markdown(result)}"

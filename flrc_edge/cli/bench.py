@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     "--speculative", is_flag=True, help="Measure stage 0 with drafts of the last stage as well; needs --text."
 )
 @click.option("--loading", is_flag=True, help="Measure time and memory of opening the bundles as well.")
+@click.option("--operators", is_flag=True, help="Say which operators a decode step spends its time on.")
 @click.option(
     "--format",
     "form",
@@ -69,6 +70,7 @@ def command(
     text: Path | None,
     speculative: bool,
     loading: bool,
+    operators: bool,
     form: str,
     save: Path | None,
     as_json: bool,
@@ -95,6 +97,7 @@ def command(
             repetitions=repetitions,
             threads=threads,
             loading=loading,
+            operators=operators,
             progress=progress,
         )
     if save is not None:

@@ -56,6 +56,7 @@ class StageSessions:
         threads: Of one operator; None for onnxruntime's own choice.
         providers: Execution providers, in the order of preference.
         packed: Folder of the same graphs with weights packed for this machine (packing.py), to be opened instead.
+        trace: Beginning of the path that onnxruntime's profiler writes to, for every session; None: no profiling.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class StageSessions:
         threads: int | None = None,
         providers: Sequence[str],
         packed: Path | None = None,
+        trace: Path | None = None,
     ) -> None:
         if threads is not None and (isinstance(threads, bool) or threads < 1):
             raise UsageError(f"threads {threads!r} is not a positive integer")
@@ -74,6 +76,7 @@ class StageSessions:
         self._threads = threads
         self._providers = list(providers)
         self._packed = packed
+        self._trace = trace
         self._open: dict[int, InferenceSession] = {}
         self._shape: KvShape | None = None
         self._lock = threading.Lock()
@@ -154,6 +157,9 @@ class StageSessions:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if packed:  # it was optimized before it was saved
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if self._trace is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._trace)
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         return onnxruntime.InferenceSession(str(graph), options, providers=self._providers)

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -140,6 +141,23 @@ def test_forms(bundle: Any, form: str) -> None:
         assert "| stories | schedule |  | decode 4 |" in done.stdout and "| GB/s | ratio |" in done.stdout
         assert "| stories | 2 | packed |" in done.stdout and "| stories | 1 | as exported |" in done.stdout
         assert "moving to another stage costs" in done.stdout and "GB/s" in done.stdout.splitlines()[-1]
+
+
+def test_operators_of_a_step_are_those_of_the_graph(bundle: Any, int8: Path, tmp_path: Path) -> None:
+    page = tmp_path / "figures.json"
+    done = run(int8, "-p", 8, "-n", 2, "-r", 1, "--threads", 1, "--operators", "--save", page)
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(page.read_text())["speed"]["stories260k"]["operators"]
+    assert [r["stage"] for r in rows] == sorted(r["stage"] for r in rows)
+    for stage in range(3):
+        graph = onnx.load(str(int8 / f"stage_{stage}.onnx"), load_external_data=False).graph
+        own = {r["kind"]: r for r in rows if r["stage"] == str(stage)}
+        for kind in ("MatMulNBits", "GroupQueryAttention", "QuickGelu"):
+            assert own[kind]["count"] == sum(node.op_type == kind for node in graph.node)
+        assert all(r["ms_per_token"] > 0 for r in own.values())
+    assert "| stories-int8 | 2 | MatMulNBits |" in done.stdout and "| stories-int8 | 0 | all |" in done.stdout
+    assert done.stdout.strip() in page.with_suffix(".md").read_text()
+    assert not list(Path.cwd().glob("*trace*.json"))
 
 
 def test_genai_is_measured_beside_it(int8: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .result import BenchResult, Loading, Row, move_ms
+from .result import BenchResult, Loading, Operators, Row, move_ms
 from .run import bench
 
-__all__ = ["BenchResult", "Loading", "Row", "bench", "move_ms"]
+__all__ = ["BenchResult", "Loading", "Operators", "Row", "bench", "move_ms"]

@@ -73,12 +73,32 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Operators:
+    """All operators of a kind in a decode step.
+
+    Args:
+        bundle: Name of the folder.
+        stage: Number of the stage.
+        kind: Such as ``MatMulNBits``.
+        count: How many a step.
+        ms_per_token: Of all of them together, under onnxruntime's profiler, which slows small ones down.
+    """
+
+    bundle: str
+    stage: str
+    kind: str
+    count: float
+    ms_per_token: float
+
+
+@dataclass(frozen=True)
 class BenchResult:
     """All rows and their conditions.
 
     Args:
         rows: Prompts first.
         loading: Empty if it was not asked for.
+        operators: Empty if they were not asked for.
         packing_seconds: What making packed weights took, by bundle; those that were there already are missing.
         bandwidth: Bytes a second that as many threads read from memory.
         depth: Tokens in the cache when decoding begins.
@@ -97,6 +117,7 @@ class BenchResult:
     repetitions: int
     machine: str
     versions: dict[str, str]
+    operators: tuple[Operators, ...] = ()
 
 
 def move_ms(result: BenchResult, bundle: str) -> float | None:

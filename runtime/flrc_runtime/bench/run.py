@@ -22,7 +22,8 @@ from ..speculative import Speculation
 from .bandwidth import memory_bandwidth
 from .loading import loading as measure_loading
 from .peers import Peer
-from .result import BenchResult, Loading, Row, Test
+from .profile import profile
+from .result import BenchResult, Loading, Operators, Row, Test
 from .subjects import Spent, Subject, bundle_subjects
 
 SETTLE = 0.25  # seconds before each subject: threads of the one before may still spin, llama.cpp's do
@@ -41,6 +42,7 @@ def bench(
     repetitions: int = 5,
     threads: int | None = None,
     loading: bool = False,
+    operators: bool = False,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Measure bundles.
@@ -57,6 +59,7 @@ def bench(
         repetitions: Of every test, after one that does not count.
         threads: Of one operator; None for each program's choice.
         loading: Also measure time and memory of opening each bundle: all stages, stage 0 alone, and not packed.
+        operators: Also say what kinds of operators a decode step of every stage spends its time on.
         progress: Called with what is measured, and the finished and the total number of repetitions.
 
     Raises:
@@ -102,6 +105,7 @@ def bench(
             versions[peer.label.bundle] = peer.version
             subjects.append(peer)
         spent = _measured(subjects, ids, counts, decode_tokens, repetitions, report)
+        profiled = _profiled(folders, ids[: counts[0]], threads, report) if operators else ()
     reference = 0 if baseline is not None else len(subjects) - len(peers) if peers else None
     return BenchResult(
         rows=_rows(subjects, spent, counts, decode_tokens, reference),
@@ -113,6 +117,7 @@ def bench(
         repetitions=repetitions,
         machine=f"{platform.machine()} {platform.system()}",
         versions=versions,
+        operators=tuple(profiled),
     )
 
 
@@ -162,6 +167,19 @@ def _loadings(
             measure_loading(folder, stages=stages, pack=pack, threads=threads, repetitions=repetitions)
         )
     report("Loading", len(asked), len(asked))
+    return found
+
+
+def _profiled(
+    folders: Sequence[Path], ids: Sequence[int], threads: int | None, report: Progress
+) -> list[Operators]:
+    """Profile every stage of every bundle, after everything that is timed."""
+    asked = [(folder, stage) for folder in folders for stage in range(len(open_bundle(folder).graphs))]
+    found: list[Operators] = []
+    for done, (folder, stage) in enumerate(asked):
+        report("Profiling", done, len(asked))
+        found += profile(folder, stage, ids, threads=threads)
+    report("Profiling", len(asked), len(asked))
     return found
 
 

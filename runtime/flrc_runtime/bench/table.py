@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from .result import BenchResult, Loading, Row, move_ms
+from .result import BenchResult, Loading, Operators, Row, move_ms
 
 
 def as_json(result: BenchResult) -> str:
@@ -26,10 +26,12 @@ def as_csv(result: BenchResult) -> str:
 
 
 def as_markdown(result: BenchResult) -> str:
-    """Return a table in the shape of llama-bench's, one of loading if it was measured, and the conditions."""
+    """Return a table in the shape of llama-bench's, those of loading and operators if any, and the conditions."""
     parts = [_speeds(result.rows)]
     if result.loading:
         parts.append(_loading(result.loading))
+    if result.operators:
+        parts.append(_operators(result.operators))
     notes = []
     for bundle in dict.fromkeys(row.bundle for row in result.rows):
         cost = move_ms(result, bundle)
@@ -105,6 +107,25 @@ def _loading(loading: Sequence[Loading]) -> str:
         ]
         for row in loading
     ]
+    return _table(header, body, words=3)
+
+
+def _operators(operators: Sequence[Operators]) -> str:
+    """Return a row for every kind of operator that takes a hundredth of its step, and one for the others."""
+    header = ["bundle", "stage", "operator", "a step", "µs each", "ms/token", "share"]
+    body: list[list[str]] = []
+    for bundle, stage in dict.fromkeys((o.bundle, o.stage) for o in operators):
+        own = [o for o in operators if (o.bundle, o.stage) == (bundle, stage)]
+        total = sum(o.ms_per_token for o in own)
+        small = [o for o in own if o.ms_per_token < 0.01 * total]
+        kinds = [(o.kind, o.count, o.ms_per_token) for o in own if o not in small]
+        if small:
+            kinds.append(("others", sum(o.count for o in small), sum(o.ms_per_token for o in small)))
+        kinds.append(("all", sum(o.count for o in own), total))
+        body += [
+            [bundle, stage, kind, f"{n:.0f}", f"{ms / n * 1e3:.1f}", f"{ms:.2f}", f"{ms / total:.2f}"]
+            for kind, n, ms in kinds
+        ]
     return _table(header, body, words=3)
 
 
