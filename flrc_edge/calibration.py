@@ -145,7 +145,7 @@ def backward(model: Any, ids: Tensor, *, labels: Labels, seed: int) -> Tensor:
             raise NotFiniteError("the logits are not finite")
         target = targets[start:stop]
         if labels == "sampled":
-            target = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+            target = sampled_tokens(logits.detach(), generator)
         loss = nn.functional.cross_entropy(logits, target, reduction="sum")
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
@@ -153,6 +153,22 @@ def backward(model: Any, ids: Tensor, *, labels: Labels, seed: int) -> Tensor:
         raise NotFiniteError("the loss is not finite")
     hidden.backward(leaf.grad)
     return total
+
+
+def sampled_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw one token a row by inverting the distribution function; torch.multinomial draws vocab numbers a row.
+
+    Args:
+        logits: ``[T, vocab]`` float32, finite.
+        generator: Of the random numbers.
+
+    Returns:
+        ``[T]`` int64.
+    """
+    cumulated = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    points = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator) * cumulated[:, -1:]
+    # The first token whose sum is above the point: one of probability 0 cannot be it.
+    return torch.searchsorted(cumulated, points, right=True)[:, 0].clamp_max(logits.shape[1] - 1)
 
 
 class NotFiniteError(Exception):
@@ -181,6 +197,7 @@ class _Accumulator:
         self.module.weight.requires_grad_(True)
         self._earlier_gradient, self.module.weight.grad = self.module.weight.grad, None
         self._handles = [
+            self.module.register_forward_pre_hook(self._input),
             self.module.register_forward_hook(self._forward),
             self.module.weight.register_post_accumulate_grad_hook(self._weight_gradient),  # type: ignore[no-untyped-call]
         ]
@@ -191,9 +208,21 @@ class _Accumulator:
             handle.remove()
         self.module.weight.grad = self._earlier_gradient
 
+    def _input(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Give a projection with fewer inputs than outputs an input of its own, whose gradient is ``z = Wᵀ g``."""
+        if self.wide_input:
+            return None
+        if not inputs[0].requires_grad:  # nothing before it wants a gradient
+            own = inputs[0].detach().requires_grad_()
+        else:
+            own = inputs[0].view_as(inputs[0])
+        own.register_hook(lambda z: _add_gram(self.gradient, z.flatten(0, -2)))  # type: ignore[no-untyped-call]
+        return (own, *inputs[1:])
+
     def _forward(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         with torch.no_grad():
-            if not torch.isfinite(output).all():
+            # A sum is finite where its terms are, but for overflow; looking at each takes four times as long.
+            if not torch.isfinite(output.sum()) and not torch.isfinite(output).all():
                 raise NotFiniteError(f"{self.name}: activations are not finite")
             if self.wide_input:
                 value = output.detach()
@@ -206,13 +235,14 @@ class _Accumulator:
         output.register_hook(lambda gradient: self._output_gradient(gradient.flatten(0, -2), value))  # type: ignore[no-untyped-call]
 
     def _output_gradient(self, gradient: Tensor, value: Tensor) -> None:
-        weights = gradient.double().square().sum(1)  # (T,)
+        weights = gradient.square().sum(1).double()  # (T,)
         trace = weights.sum()
         if not torch.isfinite(trace):
             raise NotFiniteError(f"{self.name}: gradients are not finite")
         self.scalars[0] += trace
-        _add_gram(self.weighted, value * weights.sqrt()[:, None])
-        _add_gram(self.gradient, gradient if self.wide_input else gradient @ self.module.weight.detach())
+        _add_gram(self.weighted, value * weights.sqrt()[:, None].to(value.dtype))
+        if self.wide_input:
+            _add_gram(self.gradient, gradient)
 
     def _weight_gradient(self, weight: Tensor) -> None:
         gradient = weight.grad
