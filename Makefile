@@ -86,19 +86,22 @@ benchmarks-healing: setup
 	$(BIN)/flrc-edge heal $(OUT)/bench/keep-80 -o $(OUT)/bench/keep-80-healed-more --minutes 60 --train all $(LONG) --overwrite $(SAVE)
 	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --checkpoint $(OUT)/bench/keep-80-healed-more --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
 
-# Speed and memory beside onnxruntime-genai and llama.cpp; needs Node.js for the latter.
+# Speed and memory beside onnxruntime-genai and llama.cpp; needs Node.js for the latter. Ours are int4 with a scale in up
+# to 128 inputs; the dense model also in blocks of 32, which is what onnxruntime-genai has.
 SPEED := -p 64,512 -n 128 -r 5 --threads 2
 MODEL_FOLDER = $$($(BIN)/flrc-edge pull $(1) --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["path"])')
+EXPORT = $(BIN)/flrc-edge export --overwrite --dtype
 define speed
 	$(BIN)/flrc-edge pull $(1)
 	test -f $(OUT)/bench/$(1).gguf || $(BIN)/flrc-edge pull $(1) --gguf $(OUT)/bench/$(1).gguf
 	$(BIN)/python -m onnxruntime_genai.models.builder -i $(call MODEL_FOLDER,$(1)) -o $(OUT)/bench/$(1)-genai -p int4 -e cpu -c $(OUT)/bench/genai-cache
 	$(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)-1 --keep 1 --overwrite
-	$(BIN)/flrc-edge export $(OUT)/bench/$(1)-1 -o $(OUT)/bench/$(1)-dense --dtype int4 --overwrite
-	for keep in .8 .6 .4; do $(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)$$keep --keep $$keep $(2) $(MIXTURE) --overwrite && $(BIN)/flrc-edge export $(OUT)/bench/$(1)$$keep -o $(OUT)/bench/$(1)-keep$$keep --dtype int4 --overwrite || exit 1; done
+	$(EXPORT) int4 $(OUT)/bench/$(1)-1 -o $(OUT)/bench/$(1)-dense-32
+	$(EXPORT) int4/128 $(OUT)/bench/$(1)-1 -o $(OUT)/bench/$(1)-dense
+	for keep in .8 .6 .4; do $(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)$$keep --keep $$keep $(2) $(MIXTURE) --overwrite && $(EXPORT) int4/128 $(OUT)/bench/$(1)$$keep -o $(OUT)/bench/$(1)-keep$$keep || exit 1; done
 	$(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)-3 --stages .8,.6,.4 --boundaries 32,64 $(2) $(MIXTURE) --overwrite
-	$(BIN)/flrc-edge export $(OUT)/bench/$(1)-3 -o $(OUT)/bench/$(1)-stages --dtype int4 --overwrite
-	$(BIN)/flrc-edge bench $(foreach kind,keep.8 keep.6 keep.4 stages,$(OUT)/bench/$(1)-$(kind)) --baseline $(OUT)/bench/$(1)-dense --peer genai=$(OUT)/bench/$(1)-genai --peer llama.cpp=$(OUT)/bench/$(1).gguf $(SPEED) --loading $(SAVE)
+	$(EXPORT) int4/128 $(OUT)/bench/$(1)-3 -o $(OUT)/bench/$(1)-stages
+	$(BIN)/flrc-edge bench $(foreach kind,dense-32 keep.8 keep.6 keep.4 stages,$(OUT)/bench/$(1)-$(kind)) --baseline $(OUT)/bench/$(1)-dense --peer genai=$(OUT)/bench/$(1)-genai --peer llama.cpp=$(OUT)/bench/$(1).gguf $(SPEED) --loading --operators $(SAVE)
 endef
 benchmarks-speed: setup
 	mkdir -p $(OUT)/bench

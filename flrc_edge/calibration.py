@@ -212,10 +212,8 @@ class _Accumulator:
         """Give a projection with fewer inputs than outputs an input of its own, whose gradient is ``z = Wᵀ g``."""
         if self.wide_input:
             return None
-        if not inputs[0].requires_grad:  # nothing before it wants a gradient
-            own = inputs[0].detach().requires_grad_()
-        else:
-            own = inputs[0].view_as(inputs[0])
+        before = inputs[0]  # which nothing before it may want a gradient of
+        own = before.view_as(before) if before.requires_grad else before.detach().requires_grad_()
         own.register_hook(lambda z: _add_gram(self.gradient, z.flatten(0, -2)))  # type: ignore[no-untyped-call]
         return (own, *inputs[1:])
 

@@ -23,12 +23,16 @@ from flrc_exporters.bundle import export
 from flrc_exporters.number_format import Dtype
 from flrc_runtime import load
 
-FORMATS: tuple[tuple[Dtype, Dtype], ...] = (
-    ("fp32", "fp32"),
-    ("int8", "int8"),
-    ("int4", "int8"),
-    ("int4", "int4"),
-)  # projections, embedding and head; the first is what the others are compared with
+# Projections, embedding and head, and whether rounding is compensated; the first is what the others are compared with.
+FORMATS: tuple[tuple[Dtype, Dtype, bool], ...] = (
+    ("fp32", "fp32", False),
+    ("int8", "int8", False),
+    ("int4", "int8", False),
+    ("int4", "int4", False),
+    ("int4", "int4", True),
+    ("int4/128", "int4/128", False),
+    ("int4/128", "int4/128", True),
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class FormatFigure:
 
     dtype: str
     head: str
+    compensated: bool
     weight_bytes: int
     perplexity: float
     mean_kl: float
@@ -60,7 +65,7 @@ def compare_formats(
     text: str,
     windows: int = 4,
     window: int = 512,
-    formats: Sequence[tuple[Dtype, Dtype]] = FORMATS,
+    formats: Sequence[tuple[Dtype, Dtype, bool]] = FORMATS,
     progress: Progress = silent,
 ) -> FormatComparison:
     """Export the dense model in every format and compare the logits on real text.
@@ -70,7 +75,8 @@ def compare_formats(
         text: Source of the tokens.
         windows: How many windows from its beginning.
         window: Tokens of each.
-        formats: Number formats of projections and head; the first is the reference.
+        formats: Number formats of projections and head, and whether to compensate rounding errors as ``compress
+            --dtype`` does; the first is the reference.
         progress: Called after each unit of work.
     """
     import onnxruntime
@@ -81,11 +87,15 @@ def compare_formats(
     figures: list[FormatFigure] = []
     reference: list[Tensor] = []
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = Path(scratch) / "checkpoint"
-        compress(loaded, checkpoint, Settings(keep=(1.0,)))
-        for dtype, head in formats:
-            bundle = Path(scratch) / f"{dtype}-{head}"
-            export(checkpoint, bundle, dtype=dtype, head=head)
+        floats, integers, bundle = (Path(scratch) / name for name in ("floats", "integers", "bundle"))
+        compress(loaded, floats, Settings(keep=(1.0,)))
+        for dtype, head, compensated in formats:
+            if compensated and dtype != "fp32" and head != "fp32":
+                settings = Settings(keep=(1.0,), dtype=dtype, head=head)
+                compress(loaded, integers, settings, overwrite=True, progress=progress)
+                export(integers, bundle, overwrite=True)
+            else:
+                export(floats, bundle, dtype=dtype, head=head, overwrite=True)
             logits = bundle_logits(load(bundle), 0)
             loss, kl, same = 0.0, [], []
             for i, row in enumerate(ids):
@@ -103,6 +113,7 @@ def compare_formats(
                 FormatFigure(
                     dtype,
                     head,
+                    compensated,
                     size,
                     round(ppl, 3),
                     round(float(np.mean(torch.cat(kl).numpy())), 5),

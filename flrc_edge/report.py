@@ -161,14 +161,16 @@ def formats_table(c: Mapping[str, Any]) -> str:
     lines = [
         "`flrc-edge compare MODEL --formats --save docs/benchmarks.json`",
         "",
-        f"The dense model exported in each number format (symmetric, blocks of 32, rounded to nearest), "
+        f"The dense model exported in each number format (symmetric; a scale in 32 inputs, or as many as the format "
+        f"says, fewer where a row would be padded), rounded to nearest or with compensation (`compress --dtype`), "
         f"{c['tokens']} tokens of {c['text']} through onnxruntime {c['onnxruntime']}. KL is to the fp32 export.",
         "",
-        "| format | head | weights MB | perplexity | mean KL (nats) | same top token |",
-        "|---|---|---|---|---|---|",
+        "| format | head | rounded | weights MB | perplexity | mean KL (nats) | same top token |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {f['dtype']} | {f['head']} | {f['weight_bytes'] / 1e6:.1f} | {f['perplexity']:.2f} "
+        f"| {f['dtype']} | {f['head']} | {'with compensation' if f.get('compensated') else 'to nearest'} "
+        f"| {f['weight_bytes'] / 1e6:.1f} | {f['perplexity']:.2f} "
         f"| {abs(f['mean_kl']):.4f} | {100 * f['top1']:.1f} % |"
         for f in c["formats"]
     ]

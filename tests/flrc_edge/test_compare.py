@@ -279,13 +279,15 @@ def test_recipes() -> None:
 def test_formats(compressed_stories: Any) -> None:
     source = compressed_stories.source
     result = compare_formats(source, text="austen-heldout", windows=2, window=128)
-    by_name = {(f.dtype, f.head): f for f in result.formats}
-    exact = by_name["fp32", "fp32"]
+    by_name = {(f.dtype, f.head, f.compensated): f for f in result.formats}
+    exact = by_name["fp32", "fp32", False]
     assert exact.mean_kl == 0 and exact.top1 == 1
     ids = token_windows(source.tokenizer, (WeightedText("austen-heldout"),), windows=2, length=128).ids
     assert exact.perplexity == pytest.approx(perplexity(torch_logits(source.model), ids), rel=1e-3)
     sizes = [f.weight_bytes for f in result.formats]
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 5  # with compensation or without
     kls = [f.mean_kl for f in result.formats]
     assert 0 < kls[1] < 0.01 and kls[1] < kls[2] <= kls[3] < 1
+    for dtype in ("int4", "int4/128"):
+        assert by_name[dtype, dtype, True].mean_kl < 0.8 * by_name[dtype, dtype, False].mean_kl
     assert all(0.5 < f.top1 <= 1 for f in result.formats) and result.tokens == 256

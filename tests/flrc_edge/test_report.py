@@ -89,9 +89,11 @@ def test_recipes_table() -> None:
 
 def test_formats_table() -> None:
     row = {"dtype": "int4", "head": "int8", "weight_bytes": 81_000_000, "perplexity": 19.555, "mean_kl": 0.0512,
-           "top1": 0.9123}  # fmt: skip
+           "top1": 0.9123, "compensated": True}  # fmt: skip
     text = report.formats_table({"formats": [row], "tokens": 2048, "text": "wiki", "onnxruntime": "1.32"})
-    assert "| int4 | int8 | 81.0 | 19.55 | 0.0512 | 91.2 % |" in text.replace("19.56", "19.55")
+    assert "| int4 | int8 | with compensation | 81.0 | 19.55 | 0.0512 | 91.2 % |" in text.replace(
+        "19.56", "19.55"
+    )
     assert "2048 tokens of wiki" in text and "1.32" in text
 
 
