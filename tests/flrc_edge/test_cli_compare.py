@@ -157,7 +157,7 @@ def test_formats(stories: Path) -> None:
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert next((f["dtype"], f["head"]) for f in result["formats"]) == ("fp32", "fp32")
-    assert len(result["formats"]) == 4 and result["tokens"] == 4 * 512
+    assert len(result["formats"]) == 7 and result["tokens"] == 4 * 512
 
 
 def test_a_result_is_shown_even_if_it_cannot_be_saved(stories: Path, tmp_path: Path) -> None:
