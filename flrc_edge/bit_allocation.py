@@ -18,7 +18,7 @@ from flrc_edge.errors import UsageError
 from flrc_edge.plan_solver import Choice, solve
 from flrc_edge.rounding_losses import DENSE_FORMATS, EMBEDDING_FORMATS, FACTOR_FORMATS, RoundingLosses
 from flrc_exporters.architectures import DecoderConfig
-from flrc_exporters.number_format import NumberFormat
+from flrc_exporters.number_format import NumberFormat, fitted_formats
 from flrc_exporters.weight_table import file_size
 from flrc_runtime.manifest import ProjectionPlan, RankPlan, Storage
 
@@ -154,13 +154,12 @@ def _check_least(least: float, sizes: Sequence[int]) -> None:
 def _choices(forms: Sequence[Curve], rounding: RoundingLosses, stages: int) -> list[Choice]:
     """Return every form of one projection in every number format, without those that another one beats."""
     shape, name = forms[0].shape, forms[0].name
-    found = []
+    found, none = [], (0,) * stages
     for dense, loss in rounding.dense.items():
         f = NumberFormat.named(dense).fitted(shape[1])
         size = float(f.size(*shape))
-        operators = (0,) * stages
         found.append(
-            Choice((None,) * stages, (size,) * stages, stages * loss, formats=(f.name,), operators=operators)
+            Choice((None,) * stages, (size,) * stages, stages * loss, formats=(f.name,), operators=none)
         )
     for curve in forms:
         losses = loss_by_rank(curve)
@@ -170,10 +169,10 @@ def _choices(forms: Sequence[Curve], rounding: RoundingLosses, stages: int) -> l
                 continue
             dropped = sum(losses[r] for r in ranks_of)
             plan = ProjectionPlan(name, shape, ranks_of, curve.storage)
+            operators = tuple(extra_operators(plan, s) for s in range(stages))
             for pair, rounded in rounding.factored.get(curve.storage, {}).items():
                 formats = _fitted(plan, pair)
                 cost = tuple(float(_bytes(plan, formats, s)) for s in range(stages))
-                operators = tuple(extra_operators(plan, s) for s in range(stages))
                 found.append(
                     Choice(ranks_of, cost, dropped + stages * rounded, curve.storage, formats, operators)
                 )
@@ -181,12 +180,9 @@ def _choices(forms: Sequence[Curve], rounding: RoundingLosses, stages: int) -> l
 
 
 def _fitted(plan: ProjectionPlan, pair: tuple[str, str]) -> tuple[str, ...]:
-    """Return the format of every V and U of a factored projection, with blocks that pad none of their rows."""
-    names = pair * len(plan.chunks())
-    widths = (width for _, width in plan.matrices().values())
-    return tuple(
-        NumberFormat.named(name).fitted(width).name for name, width in zip(names, widths, strict=True)
-    )
+    """Return the formats of a factored projection whose V and U shall have those of a pair."""
+    v, u = map(NumberFormat.named, pair)
+    return fitted_formats(plan, lambda matrix: u if matrix.endswith(".U") else v)
 
 
 def _bytes(plan: ProjectionPlan, formats: Sequence[str], stage: int) -> int:

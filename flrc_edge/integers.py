@@ -14,7 +14,7 @@ from flrc_edge.input_grams import HEAD
 from flrc_edge.progress import Progress, silent
 from flrc_edge.quantization import QuantizedMatrix, round_to_nearest
 from flrc_edge.quantized_factors import quantize_projection
-from flrc_exporters.number_format import NumberFormat
+from flrc_exporters.number_format import NumberFormat, fitted_formats
 from flrc_runtime.manifest import ProjectionPlan, RankPlan
 
 
@@ -30,9 +30,8 @@ def with_formats(plan: RankPlan, dtype: str, *, head: str, hidden_size: int) -> 
     finer = replace(chosen, bits=max(chosen.bits, 8))
 
     def formats(p: ProjectionPlan) -> tuple[str, ...]:
-        return tuple(
-            (finer if p.storage == "pivoted" and matrix.endswith(".U") else chosen).fitted(width).name
-            for matrix, (_, width) in p.matrices().items()
+        return fitted_formats(
+            p, lambda matrix: finer if p.storage == "pivoted" and matrix.endswith(".U") else chosen
         )
 
     projections = tuple(replace(p, formats=formats(p)) for p in plan.projections)

@@ -62,7 +62,7 @@ def plan_ranks(
         settings.keep,
         allocator=settings.allocator,
         scores=scores,
-        operator_cost=settings.operator_share(len(settings.keep)),
+        operator_cost=settings.operator_share,
     )
 
 
@@ -144,7 +144,7 @@ def plan_sizes(
         rounding,
         embedding,
         settings.sizes,
-        operator_cost=settings.operator_share(len(settings.sizes)),
+        operator_cost=settings.operator_share,
         allocator=settings.allocator,
         scores=allocation.fisher_scores(
             {p: c.shape for p, c in zip(factors, curves[0], strict=True)}, moments

@@ -110,17 +110,22 @@ class Settings:
                 hint="use measured or spectrum with a size",
             )
         if self.boundaries is not None:
-            stages = len(self.sizes or self.keep)
-            if len(self.boundaries) != stages - 1:
-                raise UsageError(f"{stages} stages need {stages - 1} boundaries")
+            if len(self.boundaries) != self.num_stages - 1:
+                raise UsageError(f"{self.num_stages} stages need {self.num_stages - 1} boundaries")
             if any(b < 1 for b in self.boundaries) or list(self.boundaries) != sorted(self.boundaries):
                 raise UsageError("boundaries must be at least 1 and must not fall")
 
-    def operator_share(self, stages: int) -> float:
-        """Return the share of the parameters that an operator counts as in a plan of so many stages."""
+    @property
+    def num_stages(self) -> int:
+        """How many stages a plan of these settings has."""
+        return len(self.sizes or self.keep)
+
+    @property
+    def operator_share(self) -> float:
+        """The share of the parameters that an operator counts as: ``operator_cost`` or its default."""
         if self.operator_cost is not None:
             return self.operator_cost
-        return OPERATOR_COST if stages > 1 and self.storage == "plain" else 0.0
+        return OPERATOR_COST if self.num_stages > 1 and self.storage == "plain" else 0.0
 
     @property
     def storages(self) -> tuple[Storage, ...]:

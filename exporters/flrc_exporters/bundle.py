@@ -18,7 +18,7 @@ from flrc_runtime.manifest import Manifest, RankPlan, StageInfo
 from .architectures import DecoderConfig, checkpoint_tensors
 from .genai import eos_tokens, genai_config
 from .layout import group_layouts
-from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat
+from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat, fitted_formats
 from .parity import check_graph, check_values
 from .source import CheckpointTensors
 from .stages import attach_weights, build_stage, save_stage, stage_file
@@ -131,8 +131,7 @@ def _formats(written: Manifest, dtype: Dtype | None, head: Dtype | None) -> tupl
         return written.dtype, written.plan
     chosen = NumberFormat.named(dtype or "int4")
     projections = tuple(
-        replace(p, formats=tuple(chosen.fitted(width).name for _, width in p.matrices().values()))
-        for p in written.plan.projections
+        replace(p, formats=fitted_formats(p, lambda _: chosen)) for p in written.plan.projections
     )
     embedding = (NumberFormat.named(head) if head else chosen).fitted(written.model.hidden_size).name
     return dtype or "int4", replace(written.plan, projections=projections, embedding=embedding)

@@ -6,6 +6,7 @@ The integers are what com.microsoft ``MatMulNBits`` and ``GatherBlockQuantized``
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flrc_runtime.errors import UsageError
+from flrc_runtime.manifest import ProjectionPlan
 
 Integers = Literal["int8", "int8/64", "int8/128", "int4", "int4/64", "int4/128"]
 Dtype = Literal["fp32", Integers]
@@ -103,6 +105,16 @@ class NumberFormat:
             return 4 * out_features * in_features
         rows, blocks, block_bytes = self.packed_shape(out_features, in_features)
         return rows * blocks * (block_bytes + 4)
+
+
+def fitted_formats(plan: ProjectionPlan, wanted: Callable[[str], NumberFormat]) -> tuple[str, ...]:
+    """Return the format names of a projection's matrices, with blocks that pad none of their rows.
+
+    Args:
+        plan: Of the projection.
+        wanted: The format of a matrix, by its name in :meth:`ProjectionPlan.matrices`, before its block is fitted.
+    """
+    return tuple(wanted(name).fitted(width).name for name, (_, width) in plan.matrices().items())
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,8 @@ def test_policies_that_agree_share_what_was_computed_and_others_do_not(
     together = run_policies(checkpoint, prompts, policies, dense=dense, max_tokens=10)
     assert together["late"].text == together["static:0"].text
     assert together["late"].forced == together["static:0"].forced
-    assert together["late"].share == pytest.approx([checkpoint.facts.kept[0]] * 2)
+    assert together["late"].share == together["static:0"].share
+    assert together["late"].share == pytest.approx([checkpoint.facts.kept[0]] * 2, rel=1e-15)
     alone = run_policies(checkpoint, prompts, (early,), dense=dense, max_tokens=10)["early"]
     assert alone.text == together["early"].text and alone.share == together["early"].share
     kl = [np.concatenate([s.kl for s in t.forced]) for t in (alone, together["early"], together["late"])]
