@@ -15,20 +15,19 @@ Products and sums are float64: with massive activations a float32 Gram loses the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flrc_edge.errors import NumericalError
+from flrc_edge.layer_pass import layer_pass
 from flrc_edge.progress import Progress, silent
+from flrc_edge.token_loss import Labels, NotFiniteError
 
-Labels = Literal["sampled", "text"]
 PANELS = 4  # of a Gram matrix, whose upper triangle is not computed
-HEAD_CHUNK = 256  # tokens whose logits exist at a time: a vocabulary of 262,144 costs 1 GiB per 1024 tokens
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Moments:
 class Statistics:
     """Moments by projection name, the mean loss (nats) of the labels and the tokens they were measured on."""
 
-    moments: dict[str, Moments]
+    moments: Mapping[str, Moments]
     loss: float
     tokens: int
 
@@ -67,9 +66,10 @@ def calibrate(
     ids: Tensor,
     *,
     labels: Labels = "sampled",
+    into: MutableMapping[str, Moments] | None = None,
     progress: Progress = silent,
 ) -> Statistics:
-    """Measure the statistics of ``projections``.
+    """Measure the statistics of ``projections``, one decoder layer at a time (layer_pass.py).
 
     Under ``accelerate launch`` every process takes its share of the windows and all return the same sums.
 
@@ -78,109 +78,45 @@ def calibrate(
         projections: Names of ``nn.Linear`` modules of its decoder layers.
         ids: ``[windows, length]`` int64 token ids; each window is one batch.
         labels: What the loss predicts: tokens ``sampled`` from the model (reproducibly), or the ``text``'s own.
-        progress: Called after every window.
+        into: Where the moments of a projection go as soon as they are known; by default memory.
+        progress: Called after every window of every layer.
 
     Raises:
         NumericalError: An activation, gradient or loss is not finite; names the first such projection and the window.
     """
     rank, world = _processes()
     mine = range(rank, len(ids), world)
-    wanted = {name: model.get_submodule(name) for name in projections}
-    accumulators = {name: _Accumulator(name, module) for name, module in wanted.items()}
-    frozen = {p: p.requires_grad for p in model.parameters()}
-    loss = torch.zeros((), dtype=torch.float64)
-    with ExitStack() as stack:
-        stack.callback(_restore, frozen)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        for accumulator in accumulators.values():
-            stack.enter_context(accumulator)
-        stack.callback(model.train, model.training)
-        stack.enter_context(torch.enable_grad())
-        model.eval()
-        progress("calibrate", 0, len(mine))
-        for done, window in enumerate(mine, 1):
-            try:
-                loss += backward(model, ids[window : window + 1], labels=labels, seed=window)
-            except NotFiniteError as error:
-                raise NumericalError(
-                    f"{error} in calibration window {window}",
-                    hint="load the model in float32 and look at its weights and at that text",
-                ) from None
-            progress("calibrate", done, len(mine))
-    _add_over_processes([loss, *(t for a in accumulators.values() for t in a.sums())], world)
-    predicted = len(ids) * (ids.shape[1] - 1)
-    return Statistics(
-        {name: a.moments(ids.numel(), len(ids)) for name, a in accumulators.items()},
-        loss.item() / predicted,
-        ids.numel(),
-    )
+    moments: MutableMapping[str, Moments] = {} if into is None else into
+    for name in projections:
+        module = model.get_submodule(name)
+        if not isinstance(module, nn.Linear):
+            raise TypeError(f"{name} is {type(module).__name__}, not a linear projection")
 
+    @contextmanager
+    def around(layer: int) -> Iterator[None]:
+        prefix = f"model.layers.{layer}."
+        accumulators = [
+            _Accumulator(name, model.get_submodule(name)) for name in projections if name.startswith(prefix)
+        ]
+        with ExitStack() as stack:
+            for accumulator in accumulators:
+                stack.enter_context(accumulator)
+            yield
+        _add_over_processes([t for a in accumulators for t in a.sums()], world)
+        for accumulator in accumulators:
+            moments[accumulator.name] = accumulator.moments(ids.numel(), len(ids))
 
-def backward(model: Any, ids: Tensor, *, labels: Labels, seed: int) -> Tensor:
-    """Backpropagate the loss of one window, summed over its tokens, to every weight that wants a gradient.
-
-    Args:
-        model: A Hugging Face causal language model.
-        ids: ``[1, T]``; the loss is that of positions 0 to T - 2.
-        labels: See :func:`calibrate`.
-        seed: Of the sampled labels.
-
-    Returns:
-        The summed loss, nats.
-
-    Raises:
-        NotFiniteError: It is not finite.
-    """
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state  # (1, T, h)
-    leaf = hidden.detach().requires_grad_()
-    total = torch.zeros((), dtype=torch.float64)
-    targets = ids[0, 1:]  # the one shift: position t predicts token t + 1
-    generator = torch.Generator().manual_seed(seed)
-    # The head runs in chunks of tokens: all logits of a window at once would be the largest tensor.
-    for start in range(0, len(targets), HEAD_CHUNK):
-        stop = min(start + HEAD_CHUNK, len(targets))
-        logits = model.lm_head(leaf[0, start:stop]).float()  # (chunk, vocab)
-        if not torch.isfinite(logits).all():
-            raise NotFiniteError("the logits are not finite")
-        target = targets[start:stop]
-        if labels == "sampled":
-            target = sampled_tokens(logits.detach(), generator)
-        loss = nn.functional.cross_entropy(logits, target, reduction="sum")
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-    if not torch.isfinite(total):
-        raise NotFiniteError("the loss is not finite")
-    hidden.backward(leaf.grad)
-    return total
-
-
-def sampled_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one token a row by inverting the distribution function; torch.multinomial draws vocab numbers a row.
-
-    Args:
-        logits: ``[T, vocab]`` float32, finite.
-        generator: Of the random numbers.
-
-    Returns:
-        ``[T]`` int64.
-    """
-    cumulated = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
-    points = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator) * cumulated[:, -1:]
-    # The first token whose sum is above the point: one of probability 0 cannot be it.
-    return torch.searchsorted(cumulated, points, right=True)[:, 0].clamp_max(logits.shape[1] - 1)
-
-
-class NotFiniteError(Exception):
-    """Raised in the middle of a pass, so that what is named is the first thing that went wrong."""
+    loss = layer_pass(model, ids[rank::world], around, labels=labels, seeds=mine, progress=progress)
+    _add_over_processes([loss], world)
+    if into is None:
+        moments = {name: moments[name] for name in projections}
+    return Statistics(moments, loss.item() / (len(ids) * (ids.shape[1] - 1)), ids.numel())
 
 
 class _Accumulator:
     """Sums the moments of one projection while it is entered as a context."""
 
-    def __init__(self, name: str, module: nn.Module) -> None:
-        if not isinstance(module, nn.Linear):
-            raise TypeError(f"{name} is {type(module).__name__}, not a linear projection")
+    def __init__(self, name: str, module: Any) -> None:
         self.name = name
         self.module = module
         m, n = module.weight.shape
@@ -199,7 +135,7 @@ class _Accumulator:
         self._handles = [
             self.module.register_forward_pre_hook(self._input),
             self.module.register_forward_hook(self._forward),
-            self.module.weight.register_post_accumulate_grad_hook(self._weight_gradient),  # type: ignore[no-untyped-call]
+            self.module.weight.register_post_accumulate_grad_hook(self._weight_gradient),
         ]
         return self
 
@@ -207,6 +143,7 @@ class _Accumulator:
         for handle in self._handles:
             handle.remove()
         self.module.weight.grad = self._earlier_gradient
+        self.module.weight.requires_grad_(False)
 
     def _input(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Give a projection with fewer inputs than outputs an input of its own, whose gradient is ``z = Wᵀ g``."""
@@ -219,9 +156,6 @@ class _Accumulator:
 
     def _forward(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         with torch.no_grad():
-            # A sum is finite where its terms are, but for overflow; looking at each takes four times as long.
-            if not torch.isfinite(output.sum()) and not torch.isfinite(output).all():
-                raise NotFiniteError(f"{self.name}: activations are not finite")
             if self.wide_input:
                 value = output.detach()
                 if self.module.bias is not None:
@@ -277,11 +211,6 @@ def _add_gram(gram: Tensor, value: Tensor) -> None:
 def _whole(gram: Tensor) -> Tensor:
     """Return the symmetric matrix whose lower triangle is given."""
     return gram.tril() + gram.tril(-1).T
-
-
-def _restore(requires_grad: dict[nn.Parameter, bool]) -> None:
-    for parameter, value in requires_grad.items():
-        parameter.requires_grad_(value)
 
 
 def _processes() -> tuple[int, int]:

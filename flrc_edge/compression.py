@@ -87,7 +87,8 @@ def compress(
         if settings.allocator in ("measured", "search"):
             with timings.phase("measure"):
                 factors = with_losses(loaded, settings, factors, calibration.fingerprint, progress=progress)
-    grams, inputs = dict[str, Tensor](), ""
+    grams: Mapping[str, Tensor] = {}
+    inputs = ""
     if settings.dtype != "float":
         with timings.phase("input moments"):
             grams, inputs = input_grams(loaded, settings, progress=progress)
@@ -120,6 +121,7 @@ def compress(
             )
         else:
             chunks = stored_chunks(plan, factors)
+    factors.clear()  # they take as much memory as the projections
     with timings.phase("schedule"):
         boundaries = _schedule(loaded, plan, chunks, settings, progress)
     integers: dict[str, QuantizedMatrix] = {}

@@ -7,31 +7,36 @@ better than rounding to nearest on SmolLM2-135M, under the weighted one it costs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flrc_edge.calibration import NotFiniteError, backward
 from flrc_edge.errors import NumericalError
-from flrc_edge.measured import start_gradient
+from flrc_edge.layer_pass import layer_pass
 from flrc_edge.progress import Progress, silent
 
 HEAD = "lm_head"
 
 
 def weighted_grams(
-    model: Any, projections: Sequence[str], ids: Tensor, *, progress: Progress = silent
-) -> dict[str, Tensor]:
-    """Measure the weighted second moments of every projection's inputs.
+    model: Any,
+    projections: Sequence[str],
+    ids: Tensor,
+    *,
+    into: MutableMapping[str, Tensor] | None = None,
+    progress: Progress = silent,
+) -> Mapping[str, Tensor]:
+    """Measure the weighted second moments of every projection's inputs, one decoder layer at a time.
 
     Args:
         model: The original model, float32, or a compressed one.
         projections: Names of its linear layers.
         ids: ``[windows, T]`` tokens.
-        progress: Called after every window.
+        into: Where a matrix goes as soon as it is known; by default memory.
+        progress: Called after every window of every layer.
 
     Returns:
         ``[n, n]`` float32 by projection, and ``E[h hᵀ]`` of the head's inputs as ``lm_head``.
@@ -39,35 +44,34 @@ def weighted_grams(
     Raises:
         NumericalError: A value is not finite.
     """
-    sums = {name: _Weighted(model.get_submodule(name)) for name in projections}
+    grams: MutableMapping[str, Tensor] = {} if into is None else into
+    tiny = torch.finfo(torch.float32).tiny
     head = torch.zeros(model.lm_head.weight.shape[1], model.lm_head.weight.shape[1])
-    wanted = {p: p.requires_grad for p in model.parameters()}
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].detach().flatten(0, -2).float()
         head.addmm_(rows.T, rows)
 
-    with ExitStack() as stack:
-        for parameter, before in wanted.items():
-            stack.callback(parameter.requires_grad_, before)
-            parameter.requires_grad_(False)
-        stack.callback(model.get_input_embeddings().register_forward_hook(start_gradient).remove)
-        stack.callback(model.lm_head.register_forward_pre_hook(add).remove)
+    @contextmanager
+    def around(layer: int) -> Iterator[None]:
+        names = [name for name in projections if name.startswith(f"model.layers.{layer}.")]
+        sums = {name: _Weighted(model.get_submodule(name)) for name in names}
+        with ExitStack() as stack:
+            for name, total in sums.items():
+                stack.callback(model.get_submodule(name).register_forward_hook(total).remove)
+            yield
         for name, total in sums.items():
-            stack.callback(model.get_submodule(name).register_forward_hook(total).remove)
-        stack.enter_context(torch.enable_grad())
-        for i, window in enumerate(ids):
-            try:
-                backward(model, window[None], labels="sampled", seed=i)
-            except NotFiniteError as error:
-                raise NumericalError(f"{error} in calibration window {i}") from None
-            progress("input moments", i + 1, len(ids))
-    for name, total in sums.items():
-        if not torch.isfinite(total.gram).all():
-            raise NumericalError(f"{name}: its inputs or gradients are not finite")
-    tiny = torch.finfo(torch.float32).tiny
-    grams = {name: total.gram / max(total.weight, tiny) for name, total in sums.items()}
-    return {**grams, HEAD: head / (ids.shape[0] * (ids.shape[1] - 1))}
+            if not torch.isfinite(total.gram).all():
+                raise NumericalError(f"{name}: its inputs or gradients are not finite")
+            grams[name] = total.gram / max(total.weight, tiny)
+
+    handle = model.lm_head.register_forward_pre_hook(add)
+    try:
+        layer_pass(model, ids, around, progress=progress, phase="input moments")
+    finally:
+        handle.remove()
+    grams[HEAD] = head / (ids.shape[0] * (ids.shape[1] - 1))
+    return grams
 
 
 class _Weighted:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flrc_edge.errors import NumericalError
+from flrc_edge.layer_pass import embedded, layer_arguments
 from flrc_edge.progress import Progress, silent
 
 
@@ -61,7 +62,8 @@ def walk(
         NumericalError: An input is not finite.
     """
     layers = model.model.layers
-    arguments, hidden = _entries(model, ids)
+    arguments = layer_arguments(model, ids[:1])
+    hidden = [embedded(model, window) for window in ids]
     replaced_hidden = list(hidden)
     for index, layer in enumerate(layers):
         prefix = f"model.layers.{index}."
@@ -80,31 +82,7 @@ def walk(
 
 
 class _Reached(Exception):
-    """Ends a forward pass where nothing behind it is wanted."""
-
-
-def _entries(model: Any, ids: Tensor) -> tuple[list[dict[str, Any]], list[Tensor]]:
-    """Return the keyword arguments every layer is called with, and the embedded windows."""
-    arguments: list[dict[str, Any]] = []
-    embedded: list[Tensor] = []
-
-    def remember(_: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        arguments.append(keywords)
-
-    def enter(_: nn.Module, positional: tuple[Any, ...]) -> None:
-        embedded.append(positional[0])
-        raise _Reached
-
-    with ExitStack() as stack:
-        for layer in model.model.layers:
-            stack.callback(layer.register_forward_pre_hook(remember, with_kwargs=True).remove)
-        model.model(input_ids=ids[:1], use_cache=False)
-    with ExitStack() as stack:
-        stack.callback(model.model.layers[0].register_forward_pre_hook(enter).remove)
-        for window in ids:
-            with suppress(_Reached):
-                model.model(input_ids=window[None], use_cache=False)
-    return arguments, embedded
+    """Ends a layer's forward pass where nothing behind it is wanted."""
 
 
 @contextmanager

@@ -8,16 +8,16 @@ and g are independent (K-FAC); here nothing is assumed, as in EKFAC (arXiv 1806.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flrc_edge.calibration import NotFiniteError, backward
 from flrc_edge.errors import NumericalError
 from flrc_edge.factorization import Factors
+from flrc_edge.layer_pass import layer_pass
 from flrc_edge.progress import Progress, silent
 
 
@@ -30,7 +30,7 @@ def measured_losses(
         model: The original model, float32.
         factors: Of every projection.
         ids: ``[windows, T]`` tokens; 8 windows of 1024 are enough for curves that are averages of all of them.
-        progress: Called after every window.
+        progress: Called after every window of every layer.
 
     Returns:
         By projection, ``[R + 1]`` float64 nats at ranks 0 to R, not rising.
@@ -39,24 +39,17 @@ def measured_losses(
         NumericalError: A loss or gradient is not finite.
     """
     sums = {name: torch.zeros(f.U.shape[1] + 1, dtype=torch.float64) for name, f in factors.items()}
-    wanted = {p: p.requires_grad for p in model.parameters()}
-    with ExitStack() as stack:
-        for parameter, before in wanted.items():
-            stack.callback(parameter.requires_grad_, before)
-            parameter.requires_grad_(False)
-        # Gradients flow from the embedding on; no weight needs its own.
-        embedding = model.get_input_embeddings()
-        stack.callback(embedding.register_forward_hook(start_gradient).remove)
-        for name, f in factors.items():
-            hook = _Measurement(f, sums[name])
-            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
-        stack.enter_context(torch.enable_grad())
-        for i, window in enumerate(ids):
-            try:
-                backward(model, window[None], labels="sampled", seed=i)
-            except NotFiniteError as error:
-                raise NumericalError(f"{error} in calibration window {i}") from None
-            progress("measure", i + 1, len(ids))
+
+    @contextmanager
+    def around(layer: int) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, f in factors.items():
+                if name.startswith(f"model.layers.{layer}."):
+                    hook = _Measurement(f, sums[name])
+                    stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+            yield
+
+    layer_pass(model, ids, around, progress=progress, phase="measure")
     tokens = ids.shape[0] * (ids.shape[1] - 1)
     result = {}
     for name, total in sums.items():
@@ -66,11 +59,6 @@ def measured_losses(
         falling = torch.flip(torch.cummax(torch.flip(total, [0]), 0).values, [0])
         result[name] = 0.5 * falling / tokens
     return result
-
-
-def start_gradient(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Forward hook of the embedding: gradients flow from here on, and no weight needs its own."""
-    return output.detach().requires_grad_()
 
 
 class _Measurement:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from flrc_edge.calibration import Labels, Moments, Statistics, calibrate
+from flrc_edge.calibration import Moments, Statistics, calibrate
 from flrc_edge.errors import UsageError
 from flrc_edge.factorization import DAMPING, Factors
 from flrc_edge.input_grams import HEAD, weighted_grams
@@ -26,8 +26,9 @@ from flrc_edge.rounding_losses import (
     rounding_losses,
 )
 from flrc_edge.settings import Settings
-from flrc_edge.statistics_cache import cached_statistics, cached_tensors
+from flrc_edge.statistics_cache import cached_matrices, cached_statistics, cached_tensors
 from flrc_edge.texts import Windows, token_windows
+from flrc_edge.token_loss import Labels
 from flrc_runtime.manifest import Calibration, Storage
 
 GRAM_WINDOWS = 24  # whose inputs say how to round
@@ -58,10 +59,11 @@ def measure(
     with timings.phase("calibrate"):
         statistics = cached_statistics(
             fingerprint if settings.reuse_statistics else None,
-            lambda: calibrate(loaded.model, names, windows.ids, labels=settings.labels, progress=progress),
+            names,
+            lambda into: calibrate(
+                loaded.model, names, windows.ids, labels=settings.labels, into=into, progress=progress
+            ),
         )
-    # A cached file has them by name; the order of the model decides the order, and the ties, of the plan.
-    statistics = replace(statistics, moments={name: statistics.moments[name] for name in names})
     return statistics, Calibration(windows.sources, windows.ids.numel(), length, settings.seed, fingerprint)
 
 
@@ -115,7 +117,7 @@ def with_losses(
 
 def input_grams(
     loaded: LoadedModel, settings: Settings, *, progress: Progress = silent
-) -> tuple[dict[str, torch.Tensor], str]:
+) -> tuple[Mapping[str, torch.Tensor], str]:
     """Measure the second moments of inputs that rounding is judged by, or take them from the cache.
 
     Returns:
@@ -124,10 +126,11 @@ def input_grams(
     ids = some_windows(calibration_windows(loaded, settings).ids, GRAM_WINDOWS)
     names = [p.name for p in loaded.config.projections()]
     fingerprint = _fingerprint(loaded, ids, "sampled")
-    grams = cached_tensors(
+    grams = cached_matrices(
         "input-moments",
         fingerprint if settings.reuse_statistics else None,
-        lambda: weighted_grams(loaded.model, names, ids, progress=progress),
+        [*names, HEAD],
+        lambda into: weighted_grams(loaded.model, names, ids, into=into, progress=progress),
     )
     return grams, fingerprint
 

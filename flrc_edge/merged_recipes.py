@@ -7,21 +7,41 @@ from typing import Any
 
 from flrc_edge.recipes import REFERENCE
 
-CONDITIONS = ("model", "texts", "window", "calibration", "calibration_tokens", "labels", "machine")
+CONDITIONS = ("model", "texts", "window", "calibration", "calibration_tokens", "labels")
+
+
+def put(results: dict[str, Any], key: str, new: Mapping[str, Any]) -> None:
+    """Add what a run of ``compare`` measured to the saved results of its model.
+
+    Args:
+        results: By name; one more if the model's were measured under other conditions. Another machine's of the same
+            conditions is replaced.
+        key: Name of the model.
+        new: What was measured now.
+    """
+    mine = [name for name in results if name == key or name.startswith(f"{key}, ")]
+    same = [name for name in mine if _conditions(results[name]) == _conditions(new)]
+    if same:
+        earlier = results[same[0]]
+        results[same[0]] = merged(earlier, new) if earlier["machine"] == new["machine"] else dict(new)
+    elif not mine:
+        results[key] = dict(new)
+    else:
+        tokens = sum(text["tokens"] for text in new["texts"])
+        results[f"{key}, on {new['calibration']}, {tokens} tokens read"] = dict(new)
+
+
+def _conditions(result: Mapping[str, Any]) -> list[Any]:
+    return [_plain(result.get(name)) for name in CONDITIONS]
 
 
 def merged(earlier: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Add what a run of ``compare`` measured to what is there.
+    """Return the result of two runs under the same conditions.
 
     Args:
         earlier: A saved result.
         new: What was measured now. Where both hold a recipe at a keep, this one counts.
-
-    Returns:
-        The result of both, or the new one alone if it was measured under other conditions.
     """
-    if any(_plain(earlier.get(name)) != _plain(new.get(name)) for name in CONDITIONS):
-        return dict(new)
     rows = {(f["keep"], f["recipe"], f["text"]): f for f in (*earlier["figures"], *new["figures"])}
     reference = {(k, text): f["growth"] for (k, recipe, text), f in rows.items() if recipe == REFERENCE}
     figures = []

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flrc_edge import merged_recipes
 from flrc_edge.errors import FormatError
 from flrc_edge.evaluation.tables import evaluation_table
 from flrc_edge.figures.benchmarks import pictures, write_pictures
 from flrc_edge.figures.canvas import MissingPackageError, check_matplotlib
-from flrc_edge.merged_recipes import merged
 from flrc_runtime.bench import BenchResult, Loading, Operators, Row
 from flrc_runtime.bench.table import as_markdown
 from flrc_runtime.files import read_json, write_json
@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 def save(path: Path, section: str, key: str, value: Mapping[str, Any]) -> None:
     """Put one result into a JSON file and write the Markdown page beside it anew.
 
-    Recipes are added to those measured under the same conditions; any other result takes an earlier one's place.
+    Recipes are added to those measured under the same conditions, and stand beside those measured under others; any
+    other result takes an earlier one's place.
 
     Args:
         path: The JSON file; created if missing.
@@ -45,7 +46,10 @@ def save(path: Path, section: str, key: str, value: Mapping[str, Any]) -> None:
     if not isinstance(content, dict):
         raise FormatError(f"{path} is not a JSON object")
     results = content.setdefault(section, {})
-    results[key] = merged(results[key], value) if section == "recipes" and key in results else value
+    if section == "recipes":
+        merged_recipes.put(results, key, value)
+    else:
+        results[key] = value
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
     write_page(path)

@@ -7,10 +7,10 @@ from typing import Literal, get_args
 
 from flrc_edge import allocation
 from flrc_edge.allocation import Allocator, Score
-from flrc_edge.calibration import Labels
 from flrc_edge.errors import UsageError
 from flrc_edge.factorization import Method
 from flrc_edge.texts import WeightedText
+from flrc_edge.token_loss import Labels
 from flrc_exporters.number_format import Integers
 from flrc_runtime.manifest import Storage
 

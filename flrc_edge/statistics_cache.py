@@ -1,15 +1,18 @@
 """Statistics kept between runs, so that another keep or other stages need no second calibration.
 
-Files are named by the fingerprint of model, texts and settings; the oldest are removed beyond a few.
+Entries are named by the fingerprint of model, texts and settings; the oldest are removed beyond a few. Large ones
+are folders of one file a projection, written as they come and read when they are asked for: none is held in memory.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,86 +22,232 @@ from torch import Tensor
 from flrc_edge.calibration import Moments, Statistics, is_main_process
 from flrc_runtime.cache import cache_folder
 
-# Files of each kind. SmolLM2-135M's statistics take 1.1 GB, its input moments 0.5 GB, losses 1 MB.
+# Entries of each kind. SmolLM2-135M's statistics take 1.1 GB, its input moments 0.5 GB, losses 1 MB.
 KEPT = {"statistics": 3, "input-moments": 2, "losses": 24, "rounding": 24}
+SUFFIX = ".safetensors"
+TOTALS = "totals"  # loss and tokens of statistics; no projection is called so
+UNREADABLE = (SafetensorError, OSError, KeyError, ValueError, TypeError)
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-def cached_statistics(fingerprint: str | None, compute: Callable[[], Statistics]) -> Statistics:
+class TensorFolder(MutableMapping[str, T], Generic[T]):
+    """A mapping whose values are files of tensors; what cannot be written stays in memory.
+
+    Args:
+        folder: Where they are.
+        names: The keys that it may have, in order.
+        pack: Turns a value into tensors.
+        unpack: Turns them back.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        pack: Callable[[T], dict[str, Tensor]],
+        unpack: Callable[[Mapping[str, Tensor]], T],
+    ) -> None:
+        self.folder = folder
+        self._names = tuple(names)
+        self._pack, self._unpack = pack, unpack
+        self._written: set[str] = set()
+        self.unwritten: dict[str, T] = {}
+
+    def __getitem__(self, name: str) -> T:
+        if name in self.unwritten:
+            return self.unwritten[name]
+        if name not in self._written:
+            raise KeyError(name)
+        return self._unpack(load_file(self._path(name)))  # a memory map: read where it is looked at
+
+    def __setitem__(self, name: str, value: T) -> None:
+        if name not in self._names:
+            raise KeyError(name)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(self._pack(value), self._path(name))
+            self._written.add(name)
+        except (SafetensorError, OSError) as error:
+            if not self.unwritten:
+                _log.warning("the statistics could not be cached and stay in memory: %s", error)
+            self.unwritten[name] = value
+            with suppress(OSError):
+                self._path(name).unlink(missing_ok=True)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("statistics are not removed one by one")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names if name in self._written or name in self.unwritten)
+
+    def __len__(self) -> int:
+        return len(self._written) + len(self.unwritten)
+
+    def open(self) -> None:
+        """Take what the folder holds, looking at the header of every file.
+
+        Raises:
+            SafetensorError, OSError, KeyError, ValueError, TypeError: A file is missing or damaged.
+        """
+        self._written = set(self._names)
+        for name in self._names:
+            self[name]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{SUFFIX}"
+
+
+def cached_statistics(
+    fingerprint: str | None,
+    names: Sequence[str],
+    compute: Callable[[MutableMapping[str, Moments] | None], Statistics],
+) -> Statistics:
     """Return the statistics stored under ``fingerprint``, or compute and store them.
 
     Args:
-        fingerprint: None computes without storing.
-        compute: Measures them. Under ``accelerate launch`` every process must reach it together.
+        fingerprint: None computes in memory.
+        names: Of the projections, in the order of the model.
+        compute: Measures them, into the mapping it is given or, without one, into memory. Under ``accelerate launch``
+            every process must reach it together.
 
     A cache that cannot be read or written is not an error.
     """
-    return _cached("statistics", fingerprint, compute, _pack, _unpack)
 
+    def measured(into: MutableMapping[str, Moments] | None) -> tuple[Mapping[str, Moments], Tensor]:
+        found = compute(into)
+        return found.moments, torch.tensor([found.loss, found.tokens], dtype=torch.float64)
 
-def cached_tensors(kind: str, key: str | None, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of a kind (see ``KEPT``) stored under ``key``, or compute and store them; None: not stored."""
-    return _cached(kind, key, compute, dict, dict)
-
-
-def _cached(
-    kind: str,
-    key: str | None,
-    compute: Callable[[], T],
-    pack: Callable[[T], dict[str, Tensor]],
-    unpack: Callable[[dict[str, Tensor]], T],
-) -> T:
-    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    path = None if key is None or distributed else cache_folder() / kind / f"{key}.safetensors"
-    if path is not None and path.exists():
-        try:
-            found = unpack(load_file(path))
-            _log.info("%s taken from the cache", kind)
-            return found
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            _log.warning("a cached %s file is damaged and is measured again: %s", kind, error)
-    result = compute()
-    if path is not None and is_main_process():
-        try:
-            _store(path, pack(result), kept=KEPT[kind])
-        except (SafetensorError, OSError) as error:
-            _log.warning("the %s could not be cached: %s", kind, error)
-    return result
-
-
-def _store(path: Path, tensors: dict[str, Tensor], *, kept: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
-    try:
-        save_file(tensors, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    stored = sorted(path.parent.glob("*.safetensors"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for old in stored[kept:]:
-        old.unlink(missing_ok=True)
-
-
-def _pack(statistics: Statistics) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {"": torch.tensor([statistics.loss, statistics.tokens], dtype=torch.float64)}
-    for name, m in statistics.moments.items():
-        tensors[f"{name}.energy"] = m.energy
-        tensors[f"{name}.gradient"] = m.gradient
-        tensors[f"{name}.weighted"] = m.energy if m.weighted is None else m.weighted
-        scalars = [m.gradient_trace, m.fisher_g2, m.fisher_gw2]
-        tensors[f"{name}.scalars"] = torch.tensor(scalars, dtype=torch.float64)
-    return tensors
-
-
-def _unpack(tensors: dict[str, Tensor]) -> Statistics:
-    loss, tokens = tensors[""].tolist()
-    names = [key.removesuffix(".energy") for key in tensors if key.endswith(".energy")]
-    moments = {name: _moments(tensors, name) for name in names}
+    moments, totals = _cached_folder("statistics", fingerprint, names, _packed_moments, _moments, measured)
+    loss, tokens = totals.tolist()
     return Statistics(moments, loss, int(tokens))
 
 
-def _moments(tensors: dict[str, Tensor], name: str) -> Moments:
-    energy, gradient, weighted = (tensors[f"{name}.{part}"] for part in ("energy", "gradient", "weighted"))
-    trace, g2, gw2 = tensors[f"{name}.scalars"].tolist()
-    return Moments(energy, gradient, trace, g2, gw2, weighted)
+def cached_matrices(
+    kind: str,
+    key: str | None,
+    names: Sequence[str],
+    compute: Callable[[MutableMapping[str, Tensor] | None], Mapping[str, Tensor]],
+) -> Mapping[str, Tensor]:
+    """Return the matrices of a kind (see ``KEPT``) stored under ``key``, or compute and store them.
+
+    Args:
+        kind: Of the entry.
+        key: None computes in memory.
+        names: Of the matrices.
+        compute: As in :func:`cached_statistics`.
+    """
+    return _cached_folder(
+        kind,
+        key,
+        names,
+        lambda matrix: {"": matrix},
+        lambda tensors: tensors[""],
+        lambda into: (compute(into), torch.empty(0)),
+    )[0]
+
+
+def cached_tensors(kind: str, key: str | None, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the small tensors of a kind stored under ``key`` in one file, or compute and, but for None, store them."""
+    path = _place(kind, key)
+    file = None if path is None else path.with_name(f"{path.name}{SUFFIX}")
+    if file is not None and file.exists():
+        try:
+            found = load_file(file)
+            _log.info("%s taken from the cache", kind)
+            return found
+        except UNREADABLE as error:
+            _log.warning("a cached %s file is damaged and is measured again: %s", kind, error)
+    result = compute()
+    if file is not None and is_main_process():
+        temporary = file.with_suffix(f".tmp-{os.getpid()}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(result, temporary)
+            temporary.replace(file)
+            _evict(file.parent, kind)
+        except (SafetensorError, OSError) as error:
+            _log.warning("the %s could not be cached: %s", kind, error)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return result
+
+
+def _place(kind: str, key: str | None) -> Path | None:
+    """Return where an entry is; None if it is not to be stored, or several processes measure it together."""
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return None if key is None or distributed else cache_folder() / kind / key
+
+
+def _cached_folder(
+    kind: str,
+    key: str | None,
+    names: Sequence[str],
+    pack: Callable[[T], dict[str, Tensor]],
+    unpack: Callable[[Mapping[str, Tensor]], T],
+    compute: Callable[[MutableMapping[str, T] | None], tuple[Mapping[str, T], Tensor]],
+) -> tuple[Mapping[str, T], Tensor]:
+    """Return an entry's values and totals, or compute them into a folder that gets its name when it is whole."""
+    path = _place(kind, key)
+    if path is None:
+        return compute(None)
+    if path.exists():
+        try:
+            found = _open(path, names, pack, unpack)
+            _log.info("%s taken from the cache", kind)
+            return found
+        except UNREADABLE as error:
+            _log.warning("cached %s are damaged and are measured again: %s", kind, error)
+    work = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        into = TensorFolder(work, names, pack, unpack)
+        values, totals = compute(into)
+        try:
+            if into.unwritten:
+                return dict(values), totals  # what is in files stays mapped after they are gone
+            save_file({"": totals}, work / f"{TOTALS}{SUFFIX}")
+            shutil.rmtree(path, ignore_errors=True)
+            work.replace(path)
+            _evict(path.parent, kind)
+            return _open(path, names, pack, unpack)
+        except (SafetensorError, OSError) as error:
+            _log.warning("the %s could not be cached: %s", kind, error)
+            return dict(values), totals
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _open(
+    path: Path,
+    names: Sequence[str],
+    pack: Callable[[T], dict[str, Tensor]],
+    unpack: Callable[[Mapping[str, Tensor]], T],
+) -> tuple[TensorFolder[T], Tensor]:
+    values = TensorFolder(path, names, pack, unpack)
+    values.open()
+    return values, load_file(path / f"{TOTALS}{SUFFIX}")[""]
+
+
+def _evict(folder: Path, kind: str) -> None:
+    entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    for old in sorted(entries, key=lambda p: p.stat().st_mtime, reverse=True)[KEPT[kind] :]:
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink(missing_ok=True)
+
+
+def _packed_moments(m: Moments) -> dict[str, Tensor]:
+    return {
+        "energy": m.energy,
+        "gradient": m.gradient,
+        "weighted": (
+            m.energy if m.weighted is None else m.weighted
+        ).clone(),  # which may be the energy itself
+        "scalars": torch.tensor([m.gradient_trace, m.fisher_g2, m.fisher_gw2], dtype=torch.float64),
+    }
+
+
+def _moments(tensors: Mapping[str, Tensor]) -> Moments:
+    trace, g2, gw2 = tensors["scalars"].tolist()
+    return Moments(tensors["energy"], tensors["gradient"], trace, g2, gw2, tensors["weighted"])

@@ -118,6 +118,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def whole_backward() -> Callable[..., None]:
+    """Backpropagate the loss of one window through a whole model at once, by the chain rule of torch alone."""
+    from flrc_edge.token_loss import loss_gradient
+
+    def backward(model: Any, window: Any, *, labels: Any, seed: int) -> None:
+        hidden = model.model(input_ids=window[None], use_cache=False).last_hidden_state
+        hidden.backward(loss_gradient(model, hidden, window, labels=labels, seed=seed)[1])
+
+    return backward
+
+
+@pytest.fixture(scope="session")
 def write_gguf() -> Callable[..., Path]:
     """Return a function that writes a Hugging Face llama folder as GGUF, as llama.cpp's converter does."""
     return _write_gguf

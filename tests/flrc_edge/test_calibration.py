@@ -92,7 +92,8 @@ def test_moments_and_fisher_scores_equal_plain_autograd(measured: Any) -> None:
         for what in ("energy", "weighted", "gradient"):
             x, y = getattr(a, what), getattr(b, what)
             assert x.dtype == torch.float64 and x.shape == y.shape
-            assert (x - y).norm() <= 1e-5 * y.norm(), (name, what)
+            # Products of the model are float32; one machine's differ from another's by 1e-5 here.
+            assert (x - y).norm() <= 3e-5 * y.norm(), (name, what)
         for what in ("gradient_trace", "fisher_g2", "fisher_gw2"):
             assert getattr(a, what) == pytest.approx(getattr(b, what), rel=1e-5), (name, what)
 
@@ -117,7 +118,7 @@ def test_loss_is_the_models_own(measured: Any) -> None:
 
 def test_head_in_chunks_changes_nothing(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, names, ids, found = measured
-    monkeypatch.setattr("flrc_edge.calibration.HEAD_CHUNK", 7)
+    monkeypatch.setattr("flrc_edge.token_loss.HEAD_CHUNK", 7)
     again = calibrate(model, names, ids, labels="text")
     assert again.loss == pytest.approx(found.loss, rel=1e-6)
     for name in names:
@@ -242,6 +243,23 @@ def test_a_bad_loss_and_a_bad_gradient_are_told_apart(stories: Path) -> None:
     handle.remove()
 
 
+def test_moments_are_handed_over_a_layer_at_a_time(measured: Any) -> None:
+    model, names, ids, found = measured
+    order: list[str] = []
+
+    class Noted(dict[str, Moments]):
+        def __setitem__(self, name: str, moments: Moments) -> None:
+            order.append(name)
+            super().__setitem__(name, moments)
+
+    into = Noted()
+    again = calibrate(model, names, ids, labels="text", into=into)
+    assert again.moments is into and set(into) == set(names)
+    layers = [int(name.split(".")[2]) for name in order]
+    assert layers == sorted(layers, reverse=True)
+    assert all(torch.equal(into[n].energy, found.moments[n].energy) for n in names)
+
+
 def test_only_linear_projections(stories: Path) -> None:
     model = open_model(str(stories)).model
     with pytest.raises(TypeError, match=r"model.norm is LlamaRMSNorm"):
@@ -262,7 +280,7 @@ loaded = open_model(sys.argv[1])
 ids = torch.randint(3, 512, (5, 32), generator=torch.Generator().manual_seed(4))
 names = [p.name for p in loaded.config.projections()]
 result = calibrate(loaded.model, names, ids, progress=lambda phase, done, total: seen.append(total))
-assert seen[-1] == (3 if is_main_process() else 2)
+assert seen[-1] == (3 if is_main_process() else 2) * 6  # forward, and 5 layers backward
 if is_main_process():
     found = {}
     for name, m in result.moments.items():

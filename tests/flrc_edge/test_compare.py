@@ -106,12 +106,12 @@ def test_rank_search_times(everything: Comparison) -> None:
         alone, samples, whole = (s for s in everything.searches if s.search == search)
         assert (alone.tokens, samples.tokens, whole.tokens) == (0, 128, 14 * 256)
         assert 0 < alone.seconds < samples.seconds and alone.seconds < 0.5 * asvd.seconds
-        assert whole.seconds >= seconds["calibrate"]
+        assert whole.seconds >= seconds["calibrate"] - 0.006  # which is rounded to hundredths
         assert ("factors" in samples.counted) == (search != "fisher")
     for search in ("measured, two-sided", "search, two-sided"):
         alone, whole = (s for s in everything.searches if s.search == search)
         assert "factors, losses of every rank" in whole.counted and whole.tokens == 14 * 256
-        assert whole.seconds >= seconds["calibrate"] + seconds["measure two-sided"]
+        assert whole.seconds >= seconds["calibrate"] + seconds["measure two-sided"] - 0.011
     assert not any("uniform" in s.search for s in everything.searches)
 
 

@@ -12,7 +12,6 @@ import torch
 
 import flrc_edge
 import flrc_runtime
-from flrc_edge.calibration import backward
 from flrc_edge.compression import compress
 from flrc_edge.errors import NumericalError
 from flrc_edge.input_grams import weighted_grams
@@ -40,7 +39,7 @@ def error(weight: torch.Tensor, other: torch.Tensor, gram: torch.Tensor) -> floa
     return ((change @ gram.double()) * change).sum().item()
 
 
-def test_weighted_gram_by_brute_force(compressed_stories: Any) -> None:
+def test_weighted_gram_by_brute_force(compressed_stories: Any, whole_backward: Any) -> None:
     loaded = compressed_stories.source
     ids = calibration_windows(loaded, compressed_stories.settings).ids[:2]
     module, seen = loaded.model.get_submodule(NAME), {}
@@ -51,7 +50,7 @@ def test_weighted_gram_by_brute_force(compressed_stories: Any) -> None:
     module.weight.requires_grad_(True)
     total, weight = torch.zeros(module.in_features, module.in_features, dtype=torch.float64), 0.0
     for i, window in enumerate(ids):
-        backward(loaded.model, window[None], labels="sampled", seed=i)
+        whole_backward(loaded.model, window, labels="sampled", seed=i)
         size = seen["g"].double().square().sum(1)
         total += (seen["x"].double() * size[:, None]).T @ seen["x"].double()
         weight += size.sum().item()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flrc_edge import allocation
-from flrc_edge.calibration import backward, calibrate
+from flrc_edge.calibration import calibrate
 from flrc_edge.errors import NumericalError
 from flrc_edge.factorization import Factors
 from flrc_edge.measured import measured_losses
@@ -32,7 +32,9 @@ def setting(compressed_stories: Any) -> tuple[Any, torch.Tensor, dict[str, Facto
 
 @pytest.mark.parametrize("full_rank", [True, False], ids=["all directions", "directions below break-even"])
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_the_second_moment_of_first_order_changes(setting: Any, name: str, full_rank: bool) -> None:
+def test_equals_the_second_moment_of_first_order_changes(
+    setting: Any, name: str, full_rank: bool, whole_backward: Any
+) -> None:
     loaded, ids, factors = setting
     f = factors[name]
     if not full_rank:
@@ -47,7 +49,7 @@ def test_equals_the_second_moment_of_first_order_changes(setting: Any, name: str
     module.weight.requires_grad_(True)
     sums = torch.zeros(f.U.shape[1] + 1, dtype=torch.float64)
     for i, window in enumerate(ids):
-        backward(loaded.model, window[None], labels="sampled", seed=i)
+        whole_backward(loaded.model, window, labels="sampled", seed=i)
         for rank in range(len(sums)):
             dropped = module.weight.detach().double() - f.U[:, :rank].double() @ f.V[:rank].double()
             sums[rank] += ((seen["x"].double() @ dropped.T) * seen["g"].double()).sum(1).square().sum()

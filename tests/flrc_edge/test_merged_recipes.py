@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from flrc_edge import report
-from flrc_edge.merged_recipes import merged
+from flrc_edge.merged_recipes import merged, put
 
 
 def result(*figures: tuple[float, str, float], **change: Any) -> dict[str, Any]:
@@ -49,10 +51,28 @@ def test_an_earlier_rank_search_stays() -> None:
     assert merged(result(searches=[search]), result())["searches"] == [search]
 
 
-def test_other_conditions_replace() -> None:
-    earlier, new = result((0.9, "svd-llm", 1.0)), result((0.8, "ours", 0.5))
-    for change in ({"window": 9}, {"calibration_tokens": 11}, {"texts": ()}, {"machine": "there"}):
-        assert merged(earlier, new | change)["figures"] == new["figures"]
+@pytest.mark.parametrize(
+    "change",
+    [{"window": 9}, {"calibration": "wiki (5) + austen (5)"}, {"labels": "text"}],
+)
+def test_other_conditions_stand_beside(change: dict[str, Any]) -> None:
+    results: dict[str, Any] = {"m-large": result()}
+    put(results, "m", result((0.9, "svd-llm", 1.0)))
+    put(results, "m", result((0.8, "ours", 0.5), **change))
+    put(results, "m", result((0.8, "svd-llm", 2.0)))
+    put(results, "m", result((0.8, "svd-llm", 1.0), **change))
+    _, first, second = results
+    assert first == "m" and second.startswith("m, on ")
+    assert [f["growth"] for f in results["m"]["figures"]] == [1.0, 2.0]
+    assert [(f["growth"], f["ratio"]) for f in results[second]["figures"]] == [(0.5, 0.5), (1.0, 1.0)]
+    assert results["m-large"] == result()
+
+
+def test_another_machine_replaces() -> None:
+    results: dict[str, Any] = {}
+    put(results, "m", result((0.9, "svd-llm", 1.0)))
+    put(results, "m", result((0.8, "ours", 0.5), machine="there"))
+    assert [f["keep"] for f in results["m"]["figures"]] == [0.8] and len(results) == 1
 
 
 def test_saved_results_are_merged(tmp_path: Any) -> None:

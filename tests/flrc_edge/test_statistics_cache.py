@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from flrc_edge import compression as compressing
 from flrc_edge import statistics_cache
 from flrc_edge.calibration import Moments, Statistics
 from flrc_edge.models import open_model
-from flrc_edge.statistics_cache import KEPT, cached_statistics
+from flrc_edge.statistics_cache import KEPT, cached_matrices
+from flrc_edge.statistics_cache import cached_statistics as cached
 from flrc_edge.texts import WeightedText
 
 
@@ -33,6 +36,23 @@ def some_statistics(seed: int = 0) -> Statistics:
         },
         2.5, 1024,
     )  # fmt: skip
+
+
+NAMES = ("a.b", "a.energy")
+
+
+def cached_statistics(fingerprint: str | None, make: Callable[[], Statistics]) -> Statistics:
+    """Put what ``make`` returns into the mapping of the cache, as a calibration does."""
+
+    def compute(into: MutableMapping[str, Moments] | None) -> Statistics:
+        found = make()
+        if into is None:
+            return found
+        for name in reversed(NAMES):
+            into[name] = found.moments[name]
+        return replace(found, moments=into)
+
+    return cached(fingerprint, NAMES, compute)
 
 
 def equal(a: Statistics, b: Statistics) -> bool:
@@ -59,7 +79,10 @@ def test_found_again_to_the_last_bit(cache: Path) -> None:
     assert equal(first, some_statistics())
     again = cached_statistics("f", forbidden)
     assert equal(again, first) and again.moments["a.b"].energy.dtype == torch.float64
-    assert [p.name for p in (cache / "statistics").iterdir()] == ["f.safetensors"]
+    assert list(again.moments) == list(NAMES)  # the order of the model, not that of the calibration
+    assert [p.name for p in (cache / "statistics").iterdir()] == ["f"]
+    files = {"a.b.safetensors", "a.energy.safetensors", "totals.safetensors"}
+    assert {p.name for p in (cache / "statistics" / "f").iterdir()} == files
 
 
 def test_without_a_fingerprint_nothing_is_stored(cache: Path) -> None:
@@ -73,20 +96,27 @@ def test_several_processes_measure_together(cache: Path, monkeypatch: pytest.Mon
     assert equal(cached_statistics("f", lambda: some_statistics(1)), some_statistics(1))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "other tensors", "short scalars"])
-def test_a_damaged_file_is_measured_again(cache: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", ["a.b", "totals"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "other tensors", "missing", "no folder"])
+def test_a_damaged_entry_is_measured_again(
+    cache: Path, damage: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     cached_statistics("f", some_statistics)
-    path = cache / "statistics" / "f.safetensors"
+    path = cache / "statistics" / "f" / f"{name}.safetensors"
     data = path.read_bytes()
-    if damage == "other tensors":
+    if damage == "no folder":
+        shutil.rmtree(path.parent)
+        path.parent.write_bytes(b"a file")
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "other tensors":
         save_file({"x": torch.ones(1)}, path)
-    elif damage == "short scalars":
-        save_file({"": torch.ones(1), "a.energy": torch.ones(1)}, path)
     else:
         path.write_bytes({"truncated": data[:-8], "garbage": b"\xff" * 99, "empty": b""}[damage])
     assert equal(cached_statistics("f", lambda: some_statistics(1)), some_statistics(1))
-    assert "is damaged and is measured again" in caplog.text
-    assert equal(cached_statistics("f", forbidden), some_statistics(1))
+    assert "are damaged and are measured again" in caplog.text
+    if damage != "no folder":
+        assert equal(cached_statistics("f", forbidden), some_statistics(1))
 
 
 def test_a_cache_that_cannot_be_written(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,23 +126,68 @@ def test_a_cache_that_cannot_be_written(cache: Path, caplog: pytest.LogCaptureFi
     assert "could not be cached" in caplog.text
 
 
-def test_a_full_disk(cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("written", range(3))
+def test_a_disk_that_fills_up(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, written: int
+) -> None:
+    """Before the first file, between two, and before the last: nothing measured is lost, nothing is left."""
     from safetensors import SafetensorError
 
-    def full(*_: object) -> None:
-        raise SafetensorError("No space left on device")
+    left, save = [written], statistics_cache.save_file
 
-    monkeypatch.setattr(statistics_cache, "save_file", full)
+    def fills(*arguments: Any) -> None:
+        if not left[0]:
+            raise SafetensorError("No space left on device")
+        left[0] -= 1
+        save(*arguments)
+
+    monkeypatch.setattr(statistics_cache, "save_file", fills)
     assert equal(cached_statistics("f", some_statistics), some_statistics())
     assert "could not be cached" in caplog.text and not list((cache / "statistics").iterdir())
+
+
+def test_an_interrupted_calibration_leaves_nothing(cache: Path) -> None:
+    def interrupted(into: MutableMapping[str, Moments] | None) -> Statistics:
+        assert into is not None
+        into["a.b"] = some_statistics().moments["a.b"]
+        assert len(into) == 1 and list((cache / "statistics").iterdir())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached("f", NAMES, interrupted)
+    assert not list((cache / "statistics").iterdir())
+
+
+def test_moments_without_gradients_are_kept_too(cache: Path) -> None:
+    """Then the weighted energy is the plain one, the same tensor."""
+    energy = torch.eye(3, dtype=torch.float64)
+    moments = dict.fromkeys(NAMES, Moments(energy, 2 * energy, 0.0, 0.0, 0.0, energy))
+    found = cached_statistics("f", lambda: Statistics(moments, 1.0, 5))
+    assert torch.equal(found.moments["a.b"].weighted, energy)  # type: ignore[arg-type]
+
+
+def test_matrices(cache: Path) -> None:
+    calls = []
+
+    def compute(into: MutableMapping[str, torch.Tensor] | None) -> Any:
+        calls.append(into)
+        target: MutableMapping[str, torch.Tensor] = {} if into is None else into
+        for i, name in enumerate(NAMES):
+            target[name] = torch.full((2, 2), float(i))
+        return target
+
+    for key in ("k", "k", None):
+        found = cached_matrices("input-moments", key, NAMES, compute)
+        assert [m[0, 0].item() for m in found.values()] == [0, 1]
+    assert len(calls) == 2 and calls[1] is None
 
 
 def test_only_the_newest_are_kept(cache: Path) -> None:
     for i in range(KEPT["statistics"] + 2):
         cached_statistics(f"f{i}", lambda i=i: some_statistics(i))  # type: ignore[misc]
-        os.utime(cache / "statistics" / f"f{i}.safetensors", (1e9 + i, 1e9 + i))
+        os.utime(cache / "statistics" / f"f{i}", (1e9 + i, 1e9 + i))
     cached_statistics("last", some_statistics)
-    names = sorted(p.stem for p in (cache / "statistics").iterdir())
+    names = sorted(p.name for p in (cache / "statistics").iterdir())
     assert names == ["f3", "f4", "last"]
 
 
