@@ -14,10 +14,12 @@ Products and sums are float64: with massive activations a float32 Gram loses the
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -215,11 +217,17 @@ def _whole(gram: Tensor) -> Tensor:
 
 def _processes() -> tuple[int, int]:
     """Return (rank, number of processes), joining the group that ``accelerate launch`` set up."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
+    return (0, 1) if int(os.environ.get("WORLD_SIZE", "1")) == 1 else _joined()
+
+
+@cache
+def _joined() -> tuple[int, int]:
     from accelerate import PartialState
 
     state = PartialState(cpu=True)  # the model is on the CPU, whatever the machine has
+    atexit.register(
+        state.destroy_process_group
+    )  # its threads, ended with the interpreter, would abort the process
     return state.process_index, state.num_processes
 
 

@@ -20,9 +20,10 @@ from .genai import eos_tokens, genai_config
 from .layout import group_layouts
 from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat, fitted_formats
 from .parity import check_graph, check_values
+from .sizes import bytes_read
 from .source import CheckpointTensors
 from .stages import attach_weights, build_stage, save_stage, stage_file
-from .weight_table import FILE_NAME, Matrix, Recipe, Stored, recipes
+from .weight_table import FILE_NAME, Matrix, Recipe, recipes
 from .weights import WeightFile
 
 _COPIED = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
@@ -135,13 +136,6 @@ def _formats(written: Manifest, dtype: Dtype | None, head: Dtype | None) -> tupl
     )
     embedding = (NumberFormat.named(head) if head else chosen).fitted(written.model.hidden_size).name
     return dtype or "int4", replace(written.plan, projections=projections, embedding=embedding)
-
-
-def bytes_read(used: list[Stored], vocab_size: int) -> int:
-    """Return the bytes of weights a decode step reads: no rotary caches, one row of the embedding."""
-    rows = [s for s in used if s.name.startswith("model.embed_tokens.")]
-    rest = [s for s in used if s not in rows and not s.name.startswith("model.rotary.")]
-    return sum(s.length for s in rest) + sum(s.length // vocab_size for s in rows)
 
 
 def _context(asked: int | None, config: DecoderConfig) -> int:

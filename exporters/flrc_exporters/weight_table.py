@@ -212,8 +212,8 @@ class WeightTable:
             yield rope, cos, sin
 
 
-def file_size(config: DecoderConfig, plan: RankPlan, *, context: int) -> int:
-    """Return the bytes of ``weights.bin`` for a plan that names number formats, without writing it.
+def placed(config: DecoderConfig, plan: RankPlan, *, context: int) -> WeightTable:
+    """Return where everything of a plan that names number formats lies.
 
     Args:
         config: The decoder.
@@ -227,4 +227,9 @@ def file_size(config: DecoderConfig, plan: RankPlan, *, context: int) -> int:
         table.place(recipe)
     for _ in table.place_rotary(config, context):
         pass
-    return table.size
+    return table
+
+
+def file_size(config: DecoderConfig, plan: RankPlan, *, context: int) -> int:
+    """Return the bytes of ``weights.bin`` without writing it; see :func:`placed`."""
+    return placed(config, plan, context=context).size

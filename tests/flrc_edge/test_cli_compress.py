@@ -52,7 +52,7 @@ def test_compress(stories: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert "projections dense" in done.stdout and "moves to stage 1 after 7 tokens" in done.stdout
     assert f"Next: flrc-edge export {tmp_path / 'c'}" in done.stdout and "calibrate" in done.stdout
-    assert "Calibrating: 11/11" in done.stderr and "GiB" in done.stderr
+    assert "Calibrating: 66/66" in done.stderr and "GiB" in done.stderr
     content = manifest.verify(tmp_path / "c")
     assert content.plan.keep == (0.9, 0.8) and content.schedule.boundaries == (7,)
     assert content.plan.kept(0) > 0.87
@@ -239,7 +239,7 @@ def test_two_processes_write_what_one_writes(stories: Path, tmp_path: Path) -> N
     done = flrc_edge(*arguments, "-o", tmp_path / "two", launcher=launcher, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("projections dense") == 1  # one process reports
-    assert done.stderr.count("Calibrating: 6/6") == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("Calibrating: 36/36") == 1 and "Traceback" not in done.stderr
     assert run(*arguments, "-o", tmp_path / "one").exit_code == 0
     one, two = (manifest.verify(tmp_path / name) for name in ("one", "two"))
     assert one.plan.projections == two.plan.projections and one.calibration == two.calibration

@@ -226,7 +226,9 @@ def test_progress_and_timings(compressed_stories: Any, tmp_path: Path) -> None:
         progress=lambda *call: calls.append(call),
         timings=timings,
     )
-    assert [c for c in calls if c[0] == "calibrate"] == [("calibrate", i, 11) for i in range(12)]
+    assert [c for c in calls if c[0] == "calibrate"] == [
+        ("calibrate", i, 66) for i in range(67)
+    ]  # 11 windows forward, and backward through 5 layers
     assert calls[-1] == ("factorize", 35, 35)
     phases = ["load", "tokenize", "calibrate", "factorize", "allocate", "store", "schedule", "write"]
     assert list(timings.seconds) == phases and all(s >= 0 for s in timings.seconds.values())
