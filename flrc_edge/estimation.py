@@ -22,6 +22,7 @@ from flrc_runtime.manifest import ProjectionPlan, RankPlan, Storage
 # Beside weights and KV cache: python and onnxruntime, a word of the vocabulary, the nodes of a layer of one more stage.
 # Found on SmolLM2-135M and the 0.5 B Qwen in seven forms each (`flrc-edge bench --loading`, docs/benchmarks.md).
 PROGRAM_BYTES, BYTES_A_WORD, NODE_BYTES = 23_000_000, 250, 250_000
+STEP = 8  # of ranks: one layer must meet a keep as closely as all layers together do in steps of 32
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _even_plan(config: DecoderConfig, keep: tuple[float, ...], storage: Storage)
     """Return even ranks, those of the first layer for all of them: layers have the same shapes."""
     projections = config.projections()
     shapes = {p.name: p.shape for p in projections[: len(projections) // config.num_layers]}
-    curves = allocation.uniform_curves(shapes, storage=storage)
+    curves = allocation.uniform_curves(shapes, step=STEP, storage=storage)
     first = allocation.allocate(curves, keep, allocator="uniform")
     plans = tuple(
         ProjectionPlan(p.name, p.shape, pattern.ranks, pattern.storage)

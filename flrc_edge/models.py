@@ -106,6 +106,24 @@ def resolve_model(name_or_path: str) -> ModelSource:
     )
 
 
+def read_decoder_config(name_or_path: str) -> tuple[str, DecoderConfig]:
+    """Return name and decoder of a model of which only the configuration need be there.
+
+    Args:
+        name_or_path: What :func:`resolve_model` takes; or a ``config.json``, or a folder that holds one.
+
+    Raises:
+        FlrcError: See :func:`resolve_model`.
+    """
+    path = Path(name_or_path).expanduser()
+    if name_or_path not in BUILTIN and path.name == "config.json" and path.is_file():
+        path = path.parent
+    elif name_or_path in BUILTIN or not (path / "config.json").is_file():
+        source = resolve_model(name_or_path)
+        return source.name, source.config
+    return path.resolve().name, DecoderConfig.from_hf(read_config(path))
+
+
 def open_model(name_or_path: str, *, dtype: str = "float32") -> LoadedModel:
     """Load a model and its tokenizer.
 

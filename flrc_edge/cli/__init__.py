@@ -16,6 +16,7 @@ from flrc_edge.errors import FlrcError
 COMMANDS = {
     "demo": "The whole way on a built-in model: compress, export, and stream an answer.",
     "pull": "Download a built-in model.",
+    "estimate": "Say what a compressed model will take, from its config.json alone.",
     "compress": "Compress a model into a checkpoint of nested low-rank factors.",
     "heal": "Train a checkpoint's factors for a while to answer as the dense model does.",
     "quantize": "Round a checkpoint to integers that make up for their rounding errors.",

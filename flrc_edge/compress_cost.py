@@ -1,0 +1,94 @@
+"""What ``compress`` itself takes: memory, disk and time, from a configuration and a short look at this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from flrc_edge.token_loss import HEAD_CHUNK
+from flrc_exporters.architectures import DecoderConfig
+from flrc_runtime.manifest import Storage, break_even
+
+# Python with torch and transformers; buffers of an entry of the logits; of a hidden and of an intermediate entry of a
+# token in one layer. Found on the peaks of SmolLM2-135M and the 1.5 B Qwen, phase by phase.
+PROGRAM_BYTES, LOGIT_BYTES, HIDDEN_COPIES, INTERMEDIATE_COPIES = 550_000_000, 24, 10, 8
+GRAM_COPIES = 4  # float64, of the widest input, while a matrix is rounded
+MEASURED_WINDOWS = 8
+TRIAL = 1024  # sides of the products that the machine is timed with
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Floating-point operations a second of large products on this machine."""
+
+    single: float
+    double: float
+
+    @classmethod
+    def measured(cls) -> Speed:
+        """Time a product in float32 and one in float64, a tenth of a second each."""
+        return cls(_rate(torch.float32), _rate(torch.float64))
+
+
+@dataclass(frozen=True)
+class CompressCost:
+    """What compressing takes.
+
+    Args:
+        memory_bytes: Of the process, at its peak.
+        disk_bytes: In the cache folder while it runs: inputs of all layers, and statistics, which stay.
+        seconds: About, nothing else running.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+def compress_cost(
+    config: DecoderConfig, *, tokens: int, window: int, storage: Storage, integers: bool, speed: Speed
+) -> CompressCost:
+    """Estimate one ``compress`` with the default allocator and factorization.
+
+    Args:
+        config: The model.
+        tokens: Of the calibration.
+        window: Tokens of one window.
+        storage: Of factors.
+        integers: Whether matrices are rounded to integers.
+        speed: Of this machine.
+    """
+    shapes = [p.shape for p in config.projections()]
+    layers, hidden, vocab = config.num_layers, config.hidden_size, config.vocab_size
+    grams = 3 * sum(min(shape) ** 2 for shape in shapes)  # entries: energy, weighted energy, gradient
+    ranks = [min(shape) if storage == "pivoted" else break_even(shape) for shape in shapes]
+    factors = sum(r * (m + n) for r, (m, n) in zip(ranks, shapes, strict=True))
+    widest = max(n for _, n in shapes)
+    logits = LOGIT_BYTES * HEAD_CHUNK * vocab
+    layer = 4 * window * (HIDDEN_COPIES * hidden + INTERMEDIATE_COPIES * config.intermediate_size)
+    rounding = 8 * GRAM_COPIES * widest**2 if integers else 0
+    memory = (
+        PROGRAM_BYTES
+        + 4 * config.parameters()
+        + max(8 * grams // layers + max(logits, layer), 4 * factors + max(logits, layer, rounding))
+    )
+    disk = 4 * tokens * hidden * layers + 8 * grams
+    disk += 4 * sum(n * n for _, n in shapes) if integers else 0
+    projections = sum(m * n for m, n in shapes)
+    passes = 8 * projections + 6 * vocab * hidden  # forward twice, and backward to inputs and weights
+    measured = min(tokens, MEASURED_WINDOWS * window) * (6 * projections + 6 * vocab * hidden + 4 * factors)
+    single = tokens * passes + measured
+    double = tokens * 1.25 * grams + 40 * sum(min(shape) ** 3 for shape in shapes)
+    return CompressCost(memory, disk, single / speed.single + double / speed.double)
+
+
+def _rate(dtype: torch.dtype) -> float:
+    a = torch.ones(TRIAL, TRIAL, dtype=dtype)
+    a @ a  # the first one starts the threads
+    count, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < 0.1:
+        a @ a
+        count += 1
+    return 2.0 * TRIAL**3 * count / spent
