@@ -24,6 +24,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .adaptive_policy import Cheapest, LatencyBudget, MeanBudget, SignalStages
     from .bundle import load
+    from .conversation import Conversation
     from .engine import Answer, Model, Token, generate, stream
     from .policy import FixedStage, Policy, SchedulePolicy, ScriptedStages, StepState
     from .sampling import Sampling
@@ -33,6 +34,7 @@ __all__ = [
     "Answer",
     "Cheapest",
     "ContextOverflowError",
+    "Conversation",
     "EmptyPromptError",
     "FixedStage",
     "FlrcError",
@@ -60,6 +62,7 @@ __all__ = [
 # Imported at first use: numpy, onnxruntime and tokenizers would double the time of `flrc-edge --help`.
 _HOMES = {
     "load": "bundle",
+    "Conversation": "conversation",
     "Answer": "engine",
     "Model": "engine",
     "Token": "engine",

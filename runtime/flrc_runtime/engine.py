@@ -43,7 +43,7 @@ class Token:
         position: Its place in the sequence, the prompt's first token being 0.
         index: Its place in the answer.
         prompt_tokens: Tokens of the prompt.
-        prompt_tokens_per_second: Speed of reading the prompt.
+        prompt_tokens_per_second: Speed of reading what of the prompt was not in the KV cache.
         decode_tokens_per_second: Speed since then, without the consumer's time; 0 at the first token.
         finish_reason: None until the last token; then ``stop`` (end token or stop string) or ``length``.
     """
@@ -257,21 +257,20 @@ def stream(
         NumericalError: Logits are not finite.
         FlrcError: A graph fails.
     """
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise UsageError(f"max_tokens {max_tokens!r} is not a positive integer")
-    if speculation is not None:
-        if policy is not None:
-            raise UsageError("speculation decodes with stage 0, it takes no policy")
-        checked_draft_stage(speculation, model.num_stages)
-        policy = FixedStage(0)
-    chosen = SchedulePolicy(model.manifest.schedule) if policy is None else policy
-    first_stage = checked_stage(prompt_stage(chosen), model.num_stages)
-    stops = StopStrings(stop)
-    ids = model.checked_ids(model.prompt_ids(prompt, chat=chat, system=system))
-    if len(ids) >= model.context:
-        raise ContextOverflowError(len(ids), model.context)
-    count = min(max_tokens, model.context - len(ids))
-    return _decode(model, ids, count, sampling, chosen, first_stage, stops, speculation)
+    return _alone(
+        model,
+        checked_request(
+            model,
+            prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            policy=policy,
+            speculation=speculation,
+            stop=stop,
+            chat=chat,
+            system=system,
+        ),
+    )
 
 
 def generate(
@@ -301,6 +300,68 @@ def generate(
     return Answer.of(list(tokens))
 
 
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how to answer it, checked against a model.
+
+    Args:
+        ids: Token ids of the prompt.
+        count: Tokens of the answer, at most.
+        sampling: How a token is chosen.
+        policy: Which stage computes which token.
+        prompt_stage: The stage that reads the prompt.
+        stops: Of this answer alone.
+        speculation: If drafts are to be verified.
+    """
+
+    ids: Sequence[int]
+    count: int
+    sampling: Sampling
+    policy: Policy
+    prompt_stage: int
+    stops: StopStrings
+    speculation: Speculation | None = None
+
+
+def checked_request(
+    model: Model,
+    prompt: Prompt,
+    *,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    sampling: Sampling = GREEDY,
+    policy: Policy | None = None,
+    speculation: Speculation | None = None,
+    stop: Sequence[str] = (),
+    chat: bool | None = None,
+    system: str | None = None,
+) -> Request:
+    """Check the arguments of :func:`stream` and turn the prompt into token ids; the errors are those named there."""
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise UsageError(f"max_tokens {max_tokens!r} is not a positive integer")
+    if speculation is not None:
+        if policy is not None:
+            raise UsageError("speculation decodes with stage 0, it takes no policy")
+        checked_draft_stage(speculation, model.num_stages)
+        policy = FixedStage(0)
+    chosen = SchedulePolicy(model.manifest.schedule) if policy is None else policy
+    first_stage = checked_stage(prompt_stage(chosen), model.num_stages)
+    stops = StopStrings(stop)
+    ids = model.checked_ids(model.prompt_ids(prompt, chat=chat, system=system))
+    if len(ids) >= model.context:
+        raise ContextOverflowError(len(ids), model.context)
+    count = min(max_tokens, model.context - len(ids))
+    return Request(ids, count, sampling, chosen, first_stage, stops, speculation)
+
+
+def _alone(model: Model, request: Request) -> Generator[Token, None, None]:
+    """Answer in a sequence of its own."""
+    decoder = model.decoder()
+    try:
+        yield from decode(model, decoder, request)
+    finally:
+        decoder.close()
+
+
 class _Clock:
     """What decode steps took, without the consumer's time."""
 
@@ -309,66 +370,61 @@ class _Clock:
         self.last_ms = 0.0
 
 
-def _decode(
-    model: Model,
-    ids: Sequence[int],
-    count: int,
-    sampling: Sampling,
-    policy: Policy,
-    stage: int,
-    stops: StopStrings,
-    speculation: Speculation | None,
-) -> Generator[Token, None, None]:
-    """Yield at most ``count`` tokens after the prompt ``ids``, which ``stage`` reads."""
+def decode(model: Model, decoder: Decoder, request: Request) -> Generator[Token, None, None]:
+    """Yield the tokens of an answer.
+
+    Args:
+        model: Of the sequence.
+        decoder: Holds the first tokens of the prompt, perhaps none; the rest is read now.
+        request: What to answer.
+    """
+    ids = request.ids
+    new = ids[decoder.length :]
     ends = frozenset(model.manifest.model.eos_token_ids)
-    detokenizer = Detokenizer(model.tokenizer)
-    sampler = Sampler(sampling, ids)
-    decoder = model.decoder()
+    detokenizer, stops = Detokenizer(model.tokenizer), request.stops
+    sampler = Sampler(request.sampling, ids)
     now = time.perf_counter
-    try:
-        clock = _Clock()
-        if speculation is None:
-            chosen: Iterator[tuple[int, int]] = _one_by_one(
-                decoder, sampler, policy, stage, ids, clock, stages=model.num_stages
-            )
-        else:
-            speculator = Speculator(decoder, sampler, speculation, stages=model.num_stages, ends=ends)
-            chosen = ((token, 0) for token in speculator.tokens(ids))
-        prompt_speed = 0.0
-        for index in range(count):
-            begun = now()
-            token, stage = next(chosen)
-            text = "" if token in ends else stops.push(detokenizer.push(token))
-            reason: FinishReason | None = None
-            if token in ends or stops.stopped():
+    clock = _Clock()
+    if request.speculation is None:
+        chosen: Iterator[tuple[int, int]] = _one_by_one(
+            decoder, sampler, request.policy, request.prompt_stage, new, clock, stages=model.num_stages
+        )
+    else:
+        speculator = Speculator(decoder, sampler, request.speculation, stages=model.num_stages, ends=ends)
+        chosen = ((token, 0) for token in speculator.tokens(new))
+    prompt_speed = 0.0
+    for index in range(request.count):
+        begun = now()
+        token, stage = next(chosen)
+        text = "" if token in ends else stops.push(detokenizer.push(token))
+        reason: FinishReason | None = None
+        if token in ends or stops.stopped():
+            reason = "stop"
+        elif index == request.count - 1:
+            reason = "length"
+        if reason is not None and not stops.stopped():
+            text += stops.push(detokenizer.flush()) + stops.flush()
+            if stops.stopped():  # the held-back bytes completed a stop string
                 reason = "stop"
-            elif index == count - 1:
-                reason = "length"
-            if reason is not None and not stops.stopped():
-                text += stops.push(detokenizer.flush()) + stops.flush()
-                if stops.stopped():  # the held-back bytes completed a stop string
-                    reason = "stop"
-            took = now() - begun
-            if index:
-                clock.last_ms = took * 1e3
-                clock.busy += took
-            else:
-                prompt_speed = len(ids) / max(took, 1e-9)
-            yield Token(
-                text=text,
-                token_id=token,
-                stage=stage,
-                position=len(ids) + index,
-                index=index,
-                prompt_tokens=len(ids),
-                prompt_tokens_per_second=prompt_speed,
-                decode_tokens_per_second=index / clock.busy if clock.busy else 0.0,
-                finish_reason=reason,
-            )
-            if reason is not None:
-                return
-    finally:
-        decoder.close()
+        took = now() - begun
+        if index:
+            clock.last_ms = took * 1e3
+            clock.busy += took
+        else:
+            prompt_speed = len(new) / max(took, 1e-9)
+        yield Token(
+            text=text,
+            token_id=token,
+            stage=stage,
+            position=len(ids) + index,
+            index=index,
+            prompt_tokens=len(ids),
+            prompt_tokens_per_second=prompt_speed,
+            decode_tokens_per_second=index / clock.busy if clock.busy else 0.0,
+            finish_reason=reason,
+        )
+        if reason is not None:
+            return
 
 
 def _one_by_one(

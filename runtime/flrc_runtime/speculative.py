@@ -141,7 +141,8 @@ class Speculator:
 
     def tokens(self, ids: Sequence[int]) -> Iterator[int]:
         """Yield the tokens after a prompt without end, several a round."""
-        token = self._sampler(self._decoder.prefill(ids, 0), stage=0, position=len(ids) - 1)
+        logits = self._decoder.prefill(ids, 0)
+        token = self._sampler(logits, stage=0, position=self._decoder.length - 1)
         yield token
         while True:
             found = self.round(token)
