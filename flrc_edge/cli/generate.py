@@ -8,16 +8,22 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from flrc_edge.cli.decoding import (
+    check_stage_options,
+    policy_of,
+    sampling_of,
+    sampling_options,
+    stage_options,
+)
 from flrc_edge.cli.stage_text import StageText, printable, wants_color
 from flrc_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from flrc_runtime.engine import Answer, Model, Token
-    from flrc_runtime.policy import Policy
+    from flrc_runtime.engine import Answer, Token
 
 log = logging.getLogger(__name__)
 
@@ -26,27 +32,9 @@ log = logging.getLogger(__name__)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Tokens of the answer, at most.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="Draw among this many; 0 for all.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw among this much probability.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 has no effect.")
-@click.option("--seed", type=int, default=None, help="Of the draws; without it every answer differs.")
+@sampling_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer at this text (repeatable).")
-@click.option("--stage", type=int, default=None, metavar="N", help="One stage instead of the schedule.")
-@click.option(
-    "--ms-per-token",
-    type=float,
-    default=None,
-    metavar="MS",
-    help="Instead of the schedule, the earliest stage whose steps take at most this long.",
-)
-@click.option(
-    "--mean-keep",
-    type=float,
-    default=None,
-    metavar="SHARE",
-    help="Instead of the schedule, the earliest stages whose mean share of parameters is at most this.",
-)
+@stage_options
 @click.option(
     "--speculative",
     is_flag=True,
@@ -62,11 +50,6 @@ def command(
     bundle: Path,
     prompt: str,
     max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    repetition_penalty: float,
-    seed: int | None,
     stop: tuple[str, ...],
     stage: int | None,
     ms_per_token: float | None,
@@ -78,28 +61,22 @@ def command(
     system: str | None,
     show_stages: bool,
     as_json: bool,
+    **sampling: Any,
 ) -> None:
     """Stream an answer to PROMPT (- reads it from stdin) from BUNDLE.
 
     The answer goes to stdout, its speed to stderr. Ctrl-C ends it and keeps the text so far.
     """
-    from flrc_runtime import Sampling, Speculation, load
+    from flrc_runtime import Speculation, load
 
-    if sum(option is not None for option in (stage, ms_per_token, mean_keep, speculative or None)) > 1:
-        raise UsageError("--stage, --ms-per-token, --mean-keep and --speculative exclude each other")
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    check_stage_options(stage=stage, ms_per_token=ms_per_token, mean_keep=mean_keep, speculative=speculative)
+    chosen = sampling_of(sampling)
     model = load(bundle, context=context, threads=threads, stages=None if stage is None else (stage,))
     stream = model.stream(
         _read_prompt(prompt),
         max_tokens=max_tokens,
-        sampling=sampling,
-        policy=_policy(model, stage, ms_per_token, mean_keep),
+        sampling=chosen,
+        policy=policy_of(model, stage, ms_per_token, mean_keep),
         speculation=Speculation() if speculative else None,
         stop=stop,
         chat=False if raw else None,
@@ -121,22 +98,6 @@ def command(
     _finish(tokens, as_json=as_json)
     if interrupted:
         raise click.Abort
-
-
-def _policy(
-    model: Model, stage: int | None, ms_per_token: float | None, mean_keep: float | None
-) -> Policy | None:
-    """Return the policy of the options; None for the bundle's schedule."""
-    from flrc_runtime import FixedStage, LatencyBudget, MeanBudget
-
-    if stage is not None:
-        return FixedStage(stage)
-    if ms_per_token is not None:
-        return LatencyBudget(ms_per_token, model.num_stages)
-    if mean_keep is not None:
-        plan = model.manifest.plan
-        return MeanBudget(mean_keep, [plan.kept(s) for s in range(model.num_stages)])
-    return None
 
 
 def _read_prompt(prompt: str) -> str:
