@@ -24,6 +24,7 @@ COMMANDS = {
     "pack": "Make a bundle's weights ready for this machine, ahead of its first use.",
     "generate": "Stream an answer from a bundle.",
     "chat": "Talk to a bundle in the terminal.",
+    "serve": "Serve a bundle to clients of OpenAI's API.",
     "bench": "Measure prompt and decode speed of every stage of a bundle.",
     "eval": "Measure perplexity, divergence from the dense model, and summaries.",
     "compare": "Compare recipes (baselines, scores, factors), or number formats, by perplexity.",

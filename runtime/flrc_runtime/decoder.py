@@ -140,7 +140,8 @@ class Decoder:
         # The mask is as long as the sequence: a view of n ones costs 2 µs and allocates nothing.
         binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask_pointer)
         try:
-            session.run_with_iobinding(binding)
+            with self._sessions.turns:
+                session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's errors share no base of their own
             reason = str(error).split("Status Message: ")[-1].split("\n")[0]
             raise FlrcError(f"stage {stage} failed at position {total - 1}: {reason}") from error

@@ -16,7 +16,7 @@ from .decoder import Decoder, default_chunk
 from .errors import ContextOverflowError, EmptyPromptError, UsageError
 from .manifest import Manifest
 from .policy import FixedStage, Policy, SchedulePolicy, StepState, checked_stage, prompt_stage
-from .sampling import Sampler, Sampling
+from .sampling import LogProbabilities, Sampler, Sampling, log_probabilities
 from .sessions import StageSessions
 from .speculative import Speculation, Speculator, checked_draft_stage
 from .text_stream import Detokenizer, StopStrings
@@ -46,6 +46,7 @@ class Token:
         prompt_tokens_per_second: Speed of reading what of the prompt was not in the KV cache.
         decode_tokens_per_second: Speed since then, without the consumer's time; 0 at the first token.
         finish_reason: None until the last token; then ``stop`` (end token or stop string) or ``length``.
+        logprobs: Log probabilities, if they were asked for.
     """
 
     text: str
@@ -57,6 +58,7 @@ class Token:
     prompt_tokens_per_second: float
     decode_tokens_per_second: float
     finish_reason: FinishReason | None
+    logprobs: LogProbabilities | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Model:
         stop: Sequence[str] = (),
         chat: bool | None = None,
         system: str | None = None,
+        top_logprobs: int | None = None,
     ) -> Generator[Token, None, None]:
         """Answer a prompt token by token; see :func:`stream`."""
         return stream(
@@ -141,6 +144,7 @@ class Model:
             stop=stop,
             chat=chat,
             system=system,
+            top_logprobs=top_logprobs,
         )
 
     def logits(
@@ -233,6 +237,7 @@ def stream(
     stop: Sequence[str] = (),
     chat: bool | None = None,
     system: str | None = None,
+    top_logprobs: int | None = None,
 ) -> Generator[Token, None, None]:
     """Answer a prompt token by token.
 
@@ -246,6 +251,8 @@ def stream(
         stop: Strings that end the answer and are not part of it.
         chat: Whether a text goes through the chat template; None: if the bundle has one.
         system: System message before a text.
+        top_logprobs: How many most likely tokens to name beside every chosen one, with log probabilities; None: no
+            log probabilities are computed.
 
     Returns:
         A generator of tokens; closing or dropping it frees its buffers.
@@ -269,6 +276,7 @@ def stream(
             stop=stop,
             chat=chat,
             system=system,
+            top_logprobs=top_logprobs,
         ),
     )
 
@@ -312,6 +320,7 @@ class Request:
         prompt_stage: The stage that reads the prompt.
         stops: Of this answer alone.
         speculation: If drafts are to be verified.
+        top_logprobs: See :func:`stream`.
     """
 
     ids: Sequence[int]
@@ -321,6 +330,7 @@ class Request:
     prompt_stage: int
     stops: StopStrings
     speculation: Speculation | None = None
+    top_logprobs: int | None = None
 
 
 def checked_request(
@@ -334,6 +344,7 @@ def checked_request(
     stop: Sequence[str] = (),
     chat: bool | None = None,
     system: str | None = None,
+    top_logprobs: int | None = None,
 ) -> Request:
     """Check the arguments of :func:`stream` and turn the prompt into token ids; the errors are those named there."""
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
@@ -341,8 +352,13 @@ def checked_request(
     if speculation is not None:
         if policy is not None:
             raise UsageError("speculation decodes with stage 0, it takes no policy")
+        if top_logprobs is not None:
+            raise UsageError("speculation verifies several tokens at once and gives no log probabilities")
         checked_draft_stage(speculation, model.num_stages)
         policy = FixedStage(0)
+    vocab = model.manifest.model.vocab_size
+    if top_logprobs is not None and not 0 <= top_logprobs <= vocab:
+        raise UsageError(f"top_logprobs {top_logprobs!r} is not from 0 to {vocab}")
     chosen = SchedulePolicy(model.manifest.schedule) if policy is None else policy
     first_stage = checked_stage(prompt_stage(chosen), model.num_stages)
     stops = StopStrings(stop)
@@ -350,7 +366,7 @@ def checked_request(
     if len(ids) >= model.context:
         raise ContextOverflowError(len(ids), model.context)
     count = min(max_tokens, model.context - len(ids))
-    return Request(ids, count, sampling, chosen, first_stage, stops, speculation)
+    return Request(ids, count, sampling, chosen, first_stage, stops, speculation, top_logprobs)
 
 
 def _alone(model: Model, request: Request) -> Generator[Token, None, None]:
@@ -386,16 +402,14 @@ def decode(model: Model, decoder: Decoder, request: Request) -> Generator[Token,
     now = time.perf_counter
     clock = _Clock()
     if request.speculation is None:
-        chosen: Iterator[tuple[int, int]] = _one_by_one(
-            decoder, sampler, request.policy, request.prompt_stage, new, clock, stages=model.num_stages
-        )
+        chosen: Iterator[_Chosen] = _one_by_one(decoder, sampler, request, new, clock, model.num_stages)
     else:
         speculator = Speculator(decoder, sampler, request.speculation, stages=model.num_stages, ends=ends)
-        chosen = ((token, 0) for token in speculator.tokens(new))
+        chosen = ((token, 0, None) for token in speculator.tokens(new))
     prompt_speed = 0.0
     for index in range(request.count):
         begun = now()
-        token, stage = next(chosen)
+        token, stage, logprobs = next(chosen)
         text = "" if token in ends else stops.push(detokenizer.push(token))
         reason: FinishReason | None = None
         if token in ends or stops.stopped():
@@ -422,26 +436,24 @@ def decode(model: Model, decoder: Decoder, request: Request) -> Generator[Token,
             prompt_tokens_per_second=prompt_speed,
             decode_tokens_per_second=index / clock.busy if clock.busy else 0.0,
             finish_reason=reason,
+            logprobs=logprobs,
         )
         if reason is not None:
             return
 
 
+_Chosen = tuple[int, int, LogProbabilities | None]  # token, stage, log probabilities
+
+
 def _one_by_one(
-    decoder: Decoder,
-    sampler: Sampler,
-    policy: Policy,
-    stage: int,
-    ids: Sequence[int],
-    clock: _Clock,
-    *,
-    stages: int,
-) -> Iterator[tuple[int, int]]:
-    """Yield tokens and their stages, each computed when it is asked for."""
-    logits = decoder.prefill(ids, stage)
+    decoder: Decoder, sampler: Sampler, request: Request, new: Sequence[int], clock: _Clock, stages: int
+) -> Iterator[_Chosen]:
+    """Yield tokens, each computed when it is asked for."""
+    stage, policy, top = request.prompt_stage, request.policy, request.top_logprobs
+    logits = decoder.prefill(new, stage)
     for index in count_from(1):
         token = sampler(logits, stage=stage, position=decoder.length - 1)
-        yield token, stage
+        yield token, stage, None if top is None else log_probabilities(logits, token, top)
         previous = stage
         stage = policy(StepState(index, decoder.length, clock.last_ms, previous))
         if stage != previous:

@@ -170,6 +170,33 @@ def _check_finite(logits: FloatArray, stage: int, position: int) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LogProbabilities:
+    """What the model thought of a token, before temperature, restrictions and repetition penalty.
+
+    Args:
+        chosen: Natural logarithm of the probability of the token that was chosen.
+        top: The most likely tokens and theirs, most likely first.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+
+
+def log_probabilities(logits: FloatArray, token: int, top: int) -> LogProbabilities:
+    """Return the log probabilities of a token and of the ``top`` most likely ones.
+
+    Args:
+        logits: [vocab] float32.
+        token: The one that was chosen.
+        top: How many more; 0 for none.
+    """
+    scores = logits.astype(np.float64) - float(logits.max())
+    scores -= np.log(np.exp(scores).sum())
+    best = _largest(scores, top) if top else np.empty(0, np.int64)
+    return LogProbabilities(float(scores[token]), tuple((int(i), float(scores[i])) for i in best))
+
+
 def distribution(scores: FloatArray, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return what is drawn from at a temperature above 0.
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +77,8 @@ class StageSessions:
         self._providers = list(providers)
         self._packed = packed
         self._trace = trace
+        # Held while a graph runs. A server puts a lock here, so that sequences get the machine in turn.
+        self.turns: AbstractContextManager[object] = nullcontext()
         self._open: dict[int, InferenceSession] = {}
         self._shape: KvShape | None = None
         self._lock = threading.Lock()

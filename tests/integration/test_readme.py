@@ -22,13 +22,13 @@ def blocks(language: str) -> list[str]:
 def test_commands_and_python(tmp_path: Path) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("flrc-edge ")]
     commands = [shlex.split(line, comments=True)[1:] for line in lines]
-    assert {"pull", "compress", "inspect", "export", "generate", "bench", "verify"} <= {
+    assert {"pull", "estimate", "compress", "inspect", "export", "generate", "bench", "verify"} <= {
         c[0] for c in commands
     }
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for arguments in commands:
-        if arguments[0] == "pull":
-            continue  # a download
+        if arguments[0] in ("pull", "chat", "serve"):
+            continue  # a download; and stories260k cannot chat: see tests/runtime/test_chat.py and test_server.py
         arguments = [str(STORIES) if a == "smollm2-135m" else a for a in arguments]
         if arguments[0] == "compress":
             arguments += SMALL

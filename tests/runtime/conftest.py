@@ -67,6 +67,16 @@ def model(bundle: Stories) -> Model:
     return load(bundle.folder, threads=1)
 
 
+@pytest.fixture(scope="session")
+def talking(bundle: Stories, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with a chat template, which stories260k has none of; do not write there."""
+    folder = tmp_path_factory.mktemp("chat") / "talking"
+    shutil.copytree(bundle.folder, folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    manifest.seal(folder, manifest.read(folder))
+    return folder
+
+
 @pytest.fixture
 def copied(bundle: Stories, tmp_path: Path) -> Path:
     """A copy of the bundle that a test may damage."""

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,20 +19,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flrc_edge.cli import group
-from flrc_runtime import manifest
 
-TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 PROMPT = "Once upon a time"
-
-
-@pytest.fixture(scope="module")
-def talking(bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle with a chat template."""
-    folder = tmp_path_factory.mktemp("chat") / "talking"
-    shutil.copytree(bundle.folder, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    manifest.seal(folder, manifest.read(folder))
-    return folder
 
 
 def chat(folder: Path, typed: str | bytes, *options: object) -> Result:

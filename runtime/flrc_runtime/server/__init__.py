@@ -1,0 +1,1 @@
+"""An HTTP server for a bundle that speaks OpenAI's protocol; needs the extra ``serve``."""
