@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 OUT ?= out
 
-.PHONY: demo test test-full lint format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed
+.PHONY: demo test test-full lint docs-cli format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Writes the page of all commands' help anew; a test compares it.
+docs-cli: setup
+	$(BIN)/python -m flrc_edge.cli.help_pages > docs/cli.md
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -31,6 +31,7 @@ COMMANDS = {
     "inspect": "Show what a checkpoint or bundle holds.",
     "report": "Draw the rank map of a checkpoint or bundle into one HTML page.",
     "verify": "Compare every file of a checkpoint or bundle with its checksum.",
+    "doctor": "Look at what this machine has and lacks.",
 }
 
 
