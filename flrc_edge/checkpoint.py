@@ -29,6 +29,7 @@ from flrc_exporters.number_format import NumberFormat
 from flrc_runtime import manifest
 from flrc_runtime.files import published_folder, resolve_inside, write_json
 from flrc_runtime.manifest import Manifest, RankPlan
+from flrc_runtime.model_card import write_card
 
 FACTORS = "factors.safetensors"
 BASE = "base.safetensors"
@@ -79,6 +80,7 @@ def write(
         for name in COPIED:
             if (source.path / name).exists():
                 shutil.copyfile(source.path / name, work / name)
+        write_card(work, content)
         return manifest.seal(work, content)
 
 

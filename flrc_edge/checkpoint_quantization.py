@@ -29,6 +29,7 @@ from flrc_exporters.number_format import Integers
 from flrc_runtime import manifest
 from flrc_runtime.files import check_output_folder, published_folder
 from flrc_runtime.manifest import Manifest
+from flrc_runtime.model_card import write_card
 
 
 def quantize(
@@ -91,4 +92,6 @@ def quantize(
                 save_file(checkpoint.as_stored(load_file(source / name), integers), work / name)
             else:
                 shutil.copyfile(source / name, work / name)
-        return manifest.seal(work, replace(content, plan=plan, dtype=dtype))
+        rounded = replace(content, plan=plan, dtype=dtype)
+        write_card(work, rounded)
+        return manifest.seal(work, rounded)

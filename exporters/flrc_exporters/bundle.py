@@ -14,6 +14,7 @@ from flrc_runtime import manifest as manifests
 from flrc_runtime.errors import FormatError, UsageError
 from flrc_runtime.files import check_output_folder, published_folder, read_json, resolve_inside, write_json
 from flrc_runtime.manifest import Manifest, RankPlan, StageInfo
+from flrc_runtime.model_card import write_card
 
 from .architectures import DecoderConfig, checkpoint_tensors
 from .genai import eos_tokens, genai_config
@@ -107,18 +108,17 @@ def export(
             genai_config(config, generation, context=positions, graph=stage_file(0)),
         )
         eos = eos_tokens(config, generation)
-        return manifests.seal(
-            folder,
-            replace(
-                written,
-                kind="bundle",
-                dtype=chosen,
-                plan=plan,
-                model=replace(written.model, context_length=positions, eos_token_ids=eos),
-                stages=tuple(stages),
-                versions={**written.versions, **{name: version(name) for name in _PACKAGES}},
-            ),
+        content = replace(
+            written,
+            kind="bundle",
+            dtype=chosen,
+            plan=plan,
+            model=replace(written.model, context_length=positions, eos_token_ids=eos),
+            stages=tuple(stages),
+            versions={**written.versions, **{name: version(name) for name in _PACKAGES}},
         )
+        write_card(folder, content)
+        return manifests.seal(folder, content)
 
 
 def _formats(written: Manifest, dtype: Dtype | None, head: Dtype | None) -> tuple[str, RankPlan]:

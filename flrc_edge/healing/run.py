@@ -34,6 +34,7 @@ from flrc_edge.progress import Progress, silent
 from flrc_runtime import manifest
 from flrc_runtime.files import check_output_folder, published_folder, read_json, write_json
 from flrc_runtime.manifest import Manifest
+from flrc_runtime.model_card import write_card
 
 REPORT = "healing.json"
 
@@ -236,4 +237,5 @@ def _publish(
             raise KeyError(f"{sorted(left)[0]} is not a tensor of {source.name}")
         earlier = read_json(source / REPORT)["runs"] if REPORT in content.files else []
         write_json(work / REPORT, {"runs": [*earlier, report]})
+        write_card(work, content)
         return manifest.seal(work, content)
