@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -93,14 +94,25 @@ def group(debug: bool, quiet: bool) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def main() -> None:
-    """Run the command line; Ctrl-C exits with 130."""
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; Ctrl-C is 130.
+
+    Args:
+        arguments: Without the program's name; None for those of this process.
+    """
     try:
-        code = group.main(standalone_mode=False)
+        code = group.main(
+            args=arguments, prog_name=None if arguments is None else "flrc-edge", standalone_mode=False
+        )
     except click.exceptions.Abort:
         click.echo("Interrupted.", err=True)
-        sys.exit(130)
+        return 130
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    sys.exit(code if isinstance(code, int) else 0)
+        return error.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Run the command line of this process and end it."""
+    sys.exit(run())
