@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 OUT ?= out
 
-.PHONY: demo test test-full lint docs-cli format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed
+.PHONY: demo test test-full lint docs-cli format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
 
 setup: $(VENV)/.ready
 
@@ -63,6 +63,15 @@ benchmarks: setup
 	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --checkpoint $(OUT)/bench/keep-80-healed --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
 	$(COMPARE) smollm2-135m --formats $(SAVE)
 	$(BIN)/flrc-edge demo -o $(OUT)/demo --overwrite $(SAVE)
+
+# What compressing takes, over tokens and over parameters.
+benchmarks-cost: setup
+	$(BIN)/flrc-edge pull smollm2-135m
+	$(BIN)/flrc-edge pull gemma-3-270m
+	$(BIN)/flrc-edge pull qwen2.5-coder-0.5b
+	$(BIN)/flrc-edge estimate smollm2-135m --check 4096,8192,16384,32768 $(SAVE)
+	$(BIN)/flrc-edge estimate gemma-3-270m --check 4096 $(SAVE)
+	$(BIN)/flrc-edge estimate qwen2.5-coder-0.5b --check 4096 $(SAVE)
 
 # The boundaries are set, for the ones that compress would find are those of a constant stage: falling ranks lose to it.
 # Summaries need texts that are not shipped: FLRC_EDGE_DATA names a folder with dialogsum/ and cnndm100/.

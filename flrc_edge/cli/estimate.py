@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flrc_edge.cli.settings import INTEGERS, parse_keeps, parse_size
+from flrc_edge.cli.settings import INTEGERS, parse_integers, parse_keeps, parse_size
 from flrc_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +54,18 @@ if TYPE_CHECKING:
     "--context", type=int, default=None, metavar="TOKENS", help="Prompt and answer together.  [default: 2048]"
 )
 @click.option("--tokens", type=int, default=32768, show_default=True, help="Calibration tokens.")
+@click.option(
+    "--check",
+    metavar="N,N,…",
+    help="Compress MODEL on so many tokens, once each at keep .8 (minutes to hours), and show what it took beside the "
+    "estimate.",
+)
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="With --check, put the result into this JSON file and its .md page.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     model: str,
@@ -65,6 +78,8 @@ def command(
     storage: Any,
     context: int | None,
     tokens: int,
+    check: str | None,
+    save: Path | None,
     as_json: bool,
 ) -> None:
     """Say what a compressed MODEL will take, from its config.json alone.
@@ -82,6 +97,11 @@ def command(
         raise UsageError(f"{' and '.join(given)} say the same thing twice; give one of them")
     if tokens < 2:
         raise UsageError(f"--tokens must be at least 2, not {tokens}")
+    if save is not None and check is None:
+        raise UsageError("--save keeps what --check measures")
+    if check is not None:
+        _check(model, parse_integers(check), save, as_json=as_json)
+        return
     limit = parse_size(target_size or target_ram or "1")
     keeps = parse_keeps(keep or stages or ".95,.9,.85")
     if keep is not None and len(keeps) > 1:
@@ -121,6 +141,22 @@ def command(
         return
     for line in _lines(name, result, cost, tokens):
         click.echo(line)
+
+
+def _check(model: str, tokens: tuple[int, ...], save: Path | None, *, as_json: bool) -> None:
+    """Measure, and keep the result beside those of other models."""
+    from flrc_edge.cli.progress_bar import from_context
+    from flrc_edge.measured_cost import measure_cost, with_earlier
+    from flrc_edge.report import cost_table
+    from flrc_edge.report import save as save_result
+
+    if min(tokens) < 1024:
+        raise UsageError(f"--check needs at least one window of 1024 tokens, not {min(tokens)}")
+    with from_context() as progress:
+        result = asdict(measure_cost([model], tokens, progress=progress))
+    click.echo(json.dumps(result, indent=1) if as_json else cost_table(result))
+    if save is not None:
+        save_result(save, "cost", "compress", with_earlier(save, "compress", result))
 
 
 def _lines(name: str, e: Estimate, cost: CompressCost, tokens: int) -> list[str]:

@@ -14,7 +14,14 @@ from statistics import fmean
 from typing import Any
 
 from flrc_edge.errors import FormatError
-from flrc_edge.figures.curves import Role, Series, frontier_figure, growth_figure, healing_figure
+from flrc_edge.figures.curves import (
+    Role,
+    Series,
+    cost_figure,
+    frontier_figure,
+    growth_figure,
+    healing_figure,
+)
 from flrc_runtime.typed_json import build
 
 
@@ -40,6 +47,7 @@ class Picture:
 def pictures(section: str, key: str, value: Mapping[str, Any]) -> tuple[Picture, ...]:
     """Return the pictures of one result; none where there is nothing to draw.
 
+    * ``cost`` draws minutes over tokens, and over parameters at the number of tokens that most models share.
     * ``frontier`` draws perplexity over bytes, a picture for each text.
     * ``growth`` and ``healing`` draw ``value["series"]``, a list of the fields of
       :class:`~flrc_edge.figures.curves.Series`.
@@ -149,7 +157,36 @@ def recipe_series(figures: Sequence[Mapping[str, Any]]) -> list[Series]:
     return series
 
 
+def _cost(key: str, value: Mapping[str, Any]) -> tuple[Picture, ...]:
+    points = value["points"]
+    of_model: dict[str, list[tuple[int, float]]] = {}
+    of_tokens: dict[int, list[tuple[int, float]]] = {}
+    for p in points:
+        minutes = sum(p["seconds"].values()) / 60
+        of_model.setdefault(p["model"], []).append((p["tokens"], minutes))
+        of_tokens.setdefault(p["tokens"], []).append((p["parameters"], minutes))
+    series = [_line(name, found) for name, found in of_model.items() if len(found) > 1]
+    title = f"Minutes of {key} over calibration tokens"
+    pictures = _one("cost", f"{key}-tokens", f"{title}: {_names(series)}.", series, cost_figure, title)
+    tokens, shared = max(of_tokens.items(), key=lambda item: len(item[1]))
+    if len(shared) > 1:
+        series = [_line(f"{tokens} tokens", [(n // 10**6, minutes) for n, minutes in shared])]
+        title = f"Minutes of {key} over parameters"
+
+        def draw(series: Sequence[Series], *, title: str) -> bytes:
+            return cost_figure(series, title=title, x_label="million parameters")
+
+        pictures += _one("cost", f"{key}-parameters", f"{title}, at {tokens} tokens.", series, draw, title)
+    return pictures
+
+
+def _line(name: str, points: Sequence[tuple[int, float]]) -> Series:
+    ordered = sorted(points)
+    return Series(name, tuple(float(x) for x, _ in ordered), tuple(y for _, y in ordered))
+
+
 _PICTURES: Mapping[str, Callable[[str, Mapping[str, Any]], tuple[Picture, ...]]] = {
+    "cost": _cost,
     "frontier": _frontier,
     "growth": _growth,
     "healing": _healing,

@@ -121,6 +121,21 @@ def draw_healing(series: Sequence[Series], *, title: str = "") -> Figure:
     return _draw(series, title=title, x_label="minutes", y_label="KL to dense, nats a token")
 
 
+def cost_figure(
+    series: Sequence[Series], *, title: str = "", x_label: str = "calibration tokens", format: Format = "svg"
+) -> bytes:
+    """Return the figure of what compressing takes: minutes over calibration tokens, or over parameters.
+
+    Args:
+        series: y in minutes.
+        title: Above the figure, and what a screen reader says.
+        x_label: What x is.
+        format: ``svg`` or ``png``.
+    """
+    figure = _draw(series, title=title, x_label=x_label, y_label="minutes", ticks_x=True)
+    return render(figure, format, title=title)
+
+
 def growth_figure(series: Sequence[Series], *, title: str = "", format: Format = "svg") -> bytes:
     """Return the figure of ``g = ln ppl - ln ppl(dense)`` over keep, which falls to the right.
 

@@ -178,6 +178,29 @@ def test_refused(tmp_path: Path, arguments: tuple[str, ...], message: str) -> No
     assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_check_compresses_and_keeps_other_models(tmp_path: Path) -> None:
+    stories = Path(__file__).parents[1] / "data" / "stories260k"
+    saved = tmp_path / "benchmarks.json"
+    done = run(stories, "--check", "1024", "--save", saved, "--json")
+    assert done.exit_code == 0, done.output
+    (point,) = json.loads(done.stdout)["points"]
+    assert (point["model"], point["tokens"], point["parameters"]) == ("stories260k", 1024, 260032)
+    assert point["seconds"]["calibrate"] > 0 and 2e8 < point["peak_bytes"] < 3e9
+    other = json.loads(saved.read_text())
+    other["cost"]["compress"]["points"][0] |= {"model": "another", "parameters": 7}
+    saved.write_text(json.dumps(other))
+    assert run(stories, "--check", "1024,2048", "--save", saved).exit_code == 0
+    points = json.loads(saved.read_text())["cost"]["compress"]["points"]
+    assert [(p["model"], p["tokens"]) for p in points] == [
+        ("another", 1024), ("stories260k", 1024), ("stories260k", 2048),
+    ]  # fmt: skip
+    page = saved.with_suffix(".md").read_text()
+    assert "| stories260k | 0 | 2048 |" in page and "images/cost-compress-tokens.svg" in page
+    assert run(stories, "--save", saved).exit_code == 2
+    assert run(stories, "--check", "100").exit_code == 2
+    assert not list(tmp_path.glob("**/.cost-*"))
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "gpt2"}', '{"model_type": "llama"}'])
 def test_a_bad_configuration(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
