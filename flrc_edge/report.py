@@ -19,9 +19,9 @@ from flrc_runtime.files import read_json, write_json
 HEADER = """# Benchmarks
 
 Generated from `benchmarks.json` by the commands named in each section; do not edit. `make benchmarks`,
-`benchmarks-summaries`, `benchmarks-healing` and `benchmarks-speed` run them all with their options. Weights of the
-built-in models are dequantized from their published GGUF files ("from Q4_1"), and the baseline is that dequantized
-model.
+`benchmarks-summaries`, `benchmarks-healing`, `benchmarks-cost` and `benchmarks-speed` run all with their options.
+Weights of the built-in models are dequantized from their published GGUF files ("from Q4_1"), and the baseline is that
+dequantized model.
 """
 IMAGES = "images"
 _log = logging.getLogger(__name__)

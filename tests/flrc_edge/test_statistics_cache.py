@@ -189,6 +189,9 @@ def test_only_the_newest_are_kept(cache: Path) -> None:
     cached_statistics("last", some_statistics)
     names = sorted(p.name for p in (cache / "statistics").iterdir())
     assert names == ["f3", "f4", "last"]
+    cached_statistics("f3", forbidden)  # in use, so younger than f4 now
+    cached_statistics("later", some_statistics)
+    assert sorted(p.name for p in (cache / "statistics").iterdir()) == ["f3", "last", "later"]
 
 
 def test_another_keep_measures_nothing(compressed_stories: Any, tmp_path: Path, cache: Path) -> None:
