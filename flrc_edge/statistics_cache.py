@@ -195,7 +195,9 @@ def _cached_folder(
         try:
             found = _open(path, names, pack, unpack)
             with suppress(OSError):
-                os.utime(path)  # it is read from as long as this run lasts: the last to be removed by another one
+                os.utime(
+                    path
+                )  # it is read from as long as this run lasts: the last to be removed by another one
             _log.info("%s taken from the cache", kind)
             return found
         except UNREADABLE as error:

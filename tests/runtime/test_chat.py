@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import fcntl
 import json
 import os
 import pty
@@ -10,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +126,12 @@ main()
 """
 
 
+def own_terminal() -> None:
+    """Take stdin as the terminal whose keys send signals; a job in the background would ignore Ctrl-C."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A chat in a terminal of its own."""
 
@@ -132,10 +141,11 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-c", SLOW, "chat", str(folder), *map(str, options)],
             stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
-            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+            preexec_fn=own_terminal,
         )  # fmt: skip
         os.close(slave)
         self.shown = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
@@ -146,7 +156,7 @@ class Terminal:
         while text not in self.shown:
             assert time.monotonic() < end, f"{text!r} did not come: {self.shown!r}"
             if select.select([self._master], [], [], 0.1)[0]:
-                self.shown += os.read(self._master, 4096).decode(errors="replace")
+                self.shown += self._decoder.decode(os.read(self._master, 4096))
         before, _, self.shown = self.shown.partition(text)
         return before
 

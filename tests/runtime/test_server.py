@@ -45,6 +45,8 @@ class Served:
         self.process = subprocess.Popen(
             [sys.executable, *program, "serve", folder, "--port", "0", "--threads", "1", *map(str, options)],
             stderr=subprocess.PIPE, text=True,
+            # a job in the background would ignore Ctrl-C
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
