@@ -53,6 +53,7 @@ benchmarks: setup
 	$(BIN)/flrc-edge pull smollm2-135m
 	$(BIN)/flrc-edge pull qwen2.5-coder-0.5b
 	$(COMPARE) smollm2-135m --keep .9,.8,.7,.6 --recipe svd-llm --recipe flra-gw2 --recipe flra-gw2-two-sided --recipe spectrum-one-sided --recipe measured-two-sided --storage both --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
+	$(COMPARE) smollm2-135m --keep .9,.8,.7,.6 --recipe svd-llm --recipe flra-gw2 --recipe measured-two-sided --storage both --windows 8 --tokens 73728 --calibration wikitext2:.35 --calibration austen:.45 --calibration chat:.2 $(SAVE)
 	$(COMPARE) qwen2.5-coder-0.5b --keep .9,.8,.7,.6 --recipe svd-llm --recipe flra-gw2 --recipe measured-two-sided --storage both --windows 4 --tokens 40960 $(MIXTURE) $(SAVE)
 	$(COMPARE) smollm2-135m --frontier --keep .8,.6 --bits 7,6,5.5,5,4.5,4,3.5,3 --storage pivoted --windows 4 --tokens 73728 $(MIXTURE) $(SAVE)
 	$(COMPARE) smollm2-135m --joint --keep .9,.8,.7,.6 --tokens 73728 $(MIXTURE) $(SAVE)

@@ -62,7 +62,7 @@ def test_other_conditions_stand_beside(change: dict[str, Any]) -> None:
     put(results, "m", result((0.8, "svd-llm", 2.0)))
     put(results, "m", result((0.8, "svd-llm", 1.0), **change))
     _, first, second = results
-    assert first == "m" and second.startswith("m, on ")
+    assert first == "m" and second == "m, conditions 2"
     assert [f["growth"] for f in results["m"]["figures"]] == [1.0, 2.0]
     assert [(f["growth"], f["ratio"]) for f in results[second]["figures"]] == [(0.5, 0.5), (1.0, 1.0)]
     assert results["m-large"] == result()
