@@ -24,6 +24,7 @@ from click.testing import CliRunner, Result
 from flrc_edge.cli import group
 
 PROMPT = "Once upon a time"
+PROMPT_SECONDS = 1.0  # readline shows its prompt a moment before a signal wakes it
 
 
 def chat(folder: Path, typed: str | bytes, *options: object) -> Result:
@@ -186,6 +187,7 @@ def test_ctrl_c_ends_the_answer_not_the_program(terminal: Terminal) -> None:
     terminal.wait_for("> ")
     terminal.type("Lily\\\r")
     terminal.wait_for("… ")
+    time.sleep(PROMPT_SECONDS)
     terminal.type("\x03")  # drops the unfinished turn
     terminal.wait_for("> ")
     terminal.type("Lily went\r")
@@ -204,7 +206,7 @@ def test_ctrl_c_where_nothing_runs_leaves(terminal: Terminal) -> None:
     terminal.type("\x03")
     terminal.wait_for("positions]")
     terminal.wait_for("> ")
-    time.sleep(0.5)  # readline shows its prompt a moment before it reads keys
+    time.sleep(PROMPT_SECONDS)
     terminal.type("\x03")
     terminal.wait_for("Interrupted.")
     assert terminal.process.wait(timeout=30) == 130
