@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from flrc_edge.cli.decoding import (
     sampling_options,
     stage_options,
 )
+from flrc_edge.cli.saved_chat import check_new, read_messages, write_messages
 from flrc_edge.cli.stage_text import StageText, printable, wants_color
 from flrc_edge.cli.typed_lines import history, turns
 from flrc_edge.errors import ContextOverflowError, FlrcError, UsageError
@@ -35,7 +37,7 @@ HELP = """\
 /undo        take back the last question and its answer
 /save FILE   write the conversation as JSON; /load FILE goes on with one
 /quit        leave, as Ctrl-D does; Ctrl-C ends an answer and keeps what was said
-A line that ends in a backslash goes on in the next one."""
+A line that ends in a backslash goes on in the next one; so does all between \"\"\" and \"\"\"."""
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +51,7 @@ log = logging.getLogger(__name__)
 @click.option("--threads", type=int, default=None, metavar="N", help="Of one operator.")
 @click.option("--show-stages", is_flag=True, help="Show which stage computed which part.")
 @click.option("--load", "loaded", type=click.Path(path_type=Path), help="Go on with a saved conversation.")
+@click.option("--save", "saved", type=click.Path(path_type=Path), help="Save the conversation when it ends.")
 @click.option(
     "--history",
     "history_file",
@@ -66,6 +69,7 @@ def command(
     threads: int | None,
     show_stages: bool,
     loaded: Path | None,
+    saved: Path | None,
     history_file: Path | None,
     **sampling: Any,
 ) -> None:
@@ -79,8 +83,10 @@ def command(
     check_stage_options(stage=stage, ms_per_token=ms_per_token, mean_keep=mean_keep)
     if system is not None and loaded is not None:
         raise UsageError("--system and --load exclude each other: a saved conversation has its own")
+    if saved is not None:
+        check_new(saved)
     chosen = sampling_of(sampling)
-    messages = [] if loaded is None else _read_messages(loaded)
+    messages = [] if loaded is None else read_messages(loaded)
     if system is not None:
         messages = [{"role": "system", "content": system}]
     model = load(bundle, context=context, threads=threads)
@@ -96,10 +102,14 @@ def command(
     if sys.stdin.isatty():
         name = model.manifest.model.name
         log.info("%s, %d stages. /help shows what can be typed, Ctrl-D leaves.", name, model.num_stages)
-    with history(history_file):
-        for text in turns():
-            if not session.turn(text):
-                break
+    try:
+        with history(history_file):
+            for text in turns():
+                if not session.turn(text):
+                    break
+    finally:
+        if saved is not None and session.said:
+            session.save(saved)
 
 
 class Session:
@@ -160,32 +170,47 @@ class Session:
                 click.echo(f"Hint: {hint}", err=True)
         return True
 
+    @property
+    def said(self) -> bool:
+        """Whether anything was asked and answered."""
+        return any(m["role"] == "user" for m in self._conversation.messages)
+
+    def save(self, path: Path) -> None:
+        """Write the conversation into a new file; the errors are those of :func:`write_messages`."""
+        messages = self._conversation.messages
+        write_messages(path, messages, model=self._model.manifest.model.name)
+        click.echo(f"{path} holds {len(messages)} messages", err=True)
+
     def _answer(self, text: str) -> None:
         if not text.strip():
             return
         tokens: list[Token] = []
-        stream = self._conversation.ask(
-            text, max_tokens=self._max_tokens, sampling=self._sampling, policy=self._policy
-        )
         try:
-            self._show(stream, tokens)
-        except KeyboardInterrupt:
-            pass  # what was said so far is the answer
-        finally:
-            stream.close()
-            click.echo()
+            with closing(self._ask(text)) as stream:
+                self._show(stream, tokens)
+        except KeyboardInterrupt:  # what was said so far is the answer
+            if not tokens:
+                click.echo("Nothing was answered, so the question is forgotten.", err=True)
         if tokens:
             from flrc_runtime import Answer
 
             log.info("%s", self._footer(Answer.of(tokens)))
 
+    def _ask(self, text: str) -> Generator[Token, None, None]:
+        return self._conversation.ask(
+            text, max_tokens=self._max_tokens, sampling=self._sampling, policy=self._policy
+        )
+
     def _show(self, stream: Iterator[Token], tokens: list[Token]) -> None:
         marked = StageText(color=wants_color(sys.stdout)) if self._show_stages else None
         terminal = sys.stdout.isatty()
-        for token in stream:
-            tokens.append(token)
-            piece = printable(token.text) if terminal else token.text
-            click.echo(marked.piece(piece, token.stage) if marked else piece, nl=False, color=True)
+        try:
+            for token in stream:
+                tokens.append(token)
+                piece = printable(token.text) if terminal else token.text
+                click.echo(marked.piece(piece, token.stage) if marked else piece, nl=False, color=True)
+        finally:
+            click.echo()
 
     def _footer(self, answer: Answer) -> str:
         plan = self._model.manifest.plan
@@ -221,35 +246,13 @@ class Session:
             raise UsageError("nothing was said yet")
 
     def _save(self, argument: str) -> None:
-        from flrc_runtime.files import write_json
-
-        path = Path(argument or ".").expanduser()
-        if not argument or path.exists():
-            raise UsageError(f"{path} exists already" if argument else "/save needs the name of a file")
-        try:
-            write_json(
-                path, {"model": self._model.manifest.model.name, "messages": self._conversation.messages}
-            )
-        except OSError as error:
-            raise FlrcError(f"{path} cannot be written: {error.strerror or error}") from None
-        click.echo(f"{path} holds {len(self._conversation.messages)} messages", err=True)
+        if not argument:
+            raise UsageError("/save needs the name of a file")
+        self.save(Path(argument).expanduser())
 
     def _load(self, argument: str) -> None:
         from flrc_runtime import Conversation
 
-        found = Conversation(self._model, _read_messages(Path(argument).expanduser()))
+        found = Conversation(self._model, read_messages(Path(argument).expanduser()))
         self._conversation.close()
         self._conversation = found
-
-
-def _read_messages(path: Path) -> list[dict[str, str]]:
-    """Return the messages of a file that /save wrote."""
-    from flrc_runtime.conversation import check_turns
-    from flrc_runtime.files import read_json
-
-    content = read_json(path)
-    messages = content.get("messages") if isinstance(content, dict) else None
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise UsageError(f"{path} holds no messages", hint="give a file that /save wrote")
-    check_turns(messages)
-    return messages

@@ -11,9 +11,11 @@ import click
 
 from flrc_edge.errors import UsageError
 
+QUOTES = '"""'
+
 
 def turns() -> Iterator[str]:
-    """Yield what is typed, lines that end in a backslash joined with the next.
+    """Yield what is typed: a line with those that a backslash joins to it, or all that stands between triple quotes.
 
     Ctrl-C drops the lines of a turn that is not finished.
 
@@ -22,6 +24,7 @@ def turns() -> Iterator[str]:
         UsageError: stdin is no text.
     """
     lines: list[str] = []
+    quoted = False
     while True:
         try:
             line = _line("… " if lines else "> ")
@@ -29,17 +32,20 @@ def turns() -> Iterator[str]:
             click.echo(err=True)
             if not lines:
                 raise click.Abort from None
-            lines = []
+            lines, quoted = [], False
             continue
         if line is not None:
-            lines.append(line.removesuffix("\\"))
-            if line.endswith("\\"):
+            if not lines and line.startswith(QUOTES):
+                quoted, line = True, line.removeprefix(QUOTES)
+            line, goes_on = _ended(line, quoted=quoted)
+            lines.append(line)
+            if goes_on:
                 continue
         if lines:
-            yield "\n".join(lines)
+            yield "\n".join(lines).strip("\n") if quoted else "\n".join(lines)
         if line is None:
             return
-        lines = []
+        lines, quoted = [], False
 
 
 @contextmanager
@@ -67,6 +73,14 @@ def history(path: Path | None) -> Iterator[None]:
                 readline.write_history_file(path)
             except OSError as error:
                 click.echo(f"{path} could not be written: {error.strerror or error}", err=True)
+
+
+def _ended(line: str, *, quoted: bool) -> tuple[str, bool]:
+    """Return a line without the mark at its end, and whether its turn goes on in the next one."""
+    if not quoted:
+        return line.removesuffix("\\"), line.endswith("\\")
+    text = line.rstrip()
+    return (text.removesuffix(QUOTES), False) if text.endswith(QUOTES) else (line, True)
 
 
 def _line(prompt: str) -> str | None:

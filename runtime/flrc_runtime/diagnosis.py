@@ -73,12 +73,17 @@ def memory_bytes() -> tuple[int, int] | None:
     if "MemTotal" not in fields or "MemAvailable" not in fields:
         return None
     total, free = 1024 * int(fields["MemTotal"]), 1024 * int(fields["MemAvailable"])
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    if limit.isdecimal() and int(limit) < total:
+    limit = _memory_limit()
+    if limit is not None and limit < total:
         used = _read("/sys/fs/cgroup/memory.current").strip()
-        total = int(limit)
+        total = limit
         free = min(free, total - int(used)) if used.isdecimal() else min(free, total)
     return total, free
+
+
+def _memory_limit() -> int | None:
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return int(limit) if limit.isdecimal() else None
 
 
 def _python() -> Finding:
@@ -130,11 +135,18 @@ def _packages() -> Iterator[Finding]:
 
 
 def _cores() -> Finding:
-    usable, all_ = usable_cores(), os.cpu_count() or 1
-    text = f"{usable} of {all_} processors may be used"
+    usable, all_, cores = usable_cores(), os.cpu_count() or 1, _physical_cores()
+    of = f" ({cores} physical {'core' if cores == 1 else 'cores'})" if cores else ""
+    text = f"{usable} of {all_} processors{of} may be used"
     if usable < 2:
         return Finding("warning", "processors", text, "decoding gains from a second one")
     return Finding("ok", "processors", text)
+
+
+def _physical_cores() -> int:
+    """Return how many cores the machine's processors are of, 0 if it is not told."""
+    places = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/core_cpus_list")
+    return len({siblings for place in places if (siblings := _read(str(place)).strip())})
 
 
 def _instructions() -> Finding:
@@ -158,6 +170,8 @@ def _memory() -> Finding:
         return Finding("ok", "memory", "this system does not tell")
     total, free = found
     text = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    if _memory_limit() == total:
+        text += ", all that the control group allows"
     if free < 1e9:
         return Finding(
             "warning", "memory", text, "flrc-edge estimate says what a model needs; end other programs"

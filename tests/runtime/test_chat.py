@@ -76,6 +76,37 @@ def test_commands(talking: Path, tmp_path: Path) -> None:
     assert loaded.stdout == chat(talking, f"{PROMPT}\n").stdout
 
 
+def said(saved: Path) -> list[str]:
+    return [m["content"] for m in json.loads(saved.read_text())["messages"] if m["role"] == "user"]
+
+
+def test_turns_of_several_lines(talking: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.json"
+    typed = [
+        '"""Lily', "", "  went \\", 'home."""  ', "A\\", 'B """', '"""one"""', '""""""', '"""', "/quit", '"""',
+        '"""never closed',
+    ]  # fmt: skip
+    done = chat(talking, "\n".join(typed), "--save", saved)
+    assert done.exit_code == 0, done.stderr
+    assert "there is no command" not in done.stderr
+    assert said(saved) == ["Lily\n\n  went \\\nhome.", 'A\nB """', "one"]
+
+
+def test_a_conversation_is_saved_when_it_ends(talking: Path, tmp_path: Path) -> None:
+    saved, silent = tmp_path / "talk.json", tmp_path / "silent.json"
+    done = chat(talking, f"{PROMPT}\n/quit\n", "--save", saved)
+    assert done.exit_code == 0 and said(saved) == [PROMPT] and f"{saved} holds 2 messages" in done.stderr
+    before = saved.read_bytes()
+    refused = chat(talking, "x\n", "--save", saved)
+    assert refused.exit_code == 2 and "exists already" in refused.stderr and not refused.stdout
+    nowhere = chat(talking, "x\n", "--save", tmp_path / "no" / "talk.json")
+    assert nowhere.exit_code == 2 and "there is no folder" in nowhere.stderr
+    broken = chat(talking, b"Lily went\n\xff\n", "--save", tmp_path / "half.json")
+    assert broken.exit_code == 2 and said(tmp_path / "half.json") == ["Lily went"]
+    assert chat(talking, "", "--save", silent, "--system", "x").exit_code == 0 and not silent.exists()
+    assert saved.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
