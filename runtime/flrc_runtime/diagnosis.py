@@ -21,6 +21,7 @@ LEAST_PYTHON = (3, 11)
 # Instructions that onnxruntime's int4 and int8 products use, the better ones first, by what /proc/cpuinfo calls them.
 INSTRUCTIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "i8mm", "asimddp", "asimd")
 FAST = {"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"}
+PROCESSORS = Path("/sys/devices/system/cpu")
 LEAST_FREE = 2_000_000_000  # bytes: packed weights, and statistics of a small model
 
 
@@ -145,7 +146,7 @@ def _cores() -> Finding:
 
 def _physical_cores() -> int:
     """Return how many cores the machine's processors are of, 0 if it is not told."""
-    places = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/core_cpus_list")
+    places = PROCESSORS.glob("cpu[0-9]*/topology/core_cpus_list")
     return len({siblings for place in places if (siblings := _read(str(place)).strip())})
 
 
@@ -183,16 +184,17 @@ def _cache() -> Finding:
     remedy = f"set {ENVIRONMENT} to a folder that can be written"
     try:
         folder = cache_folder()
+    except FlrcError as error:
+        return Finding("problem", "cache", str(error), remedy)
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             file.write(b"flrc-edge")
             file.flush()
             os.fsync(file.fileno())
         free = shutil.disk_usage(folder).free
-    except FlrcError as error:
-        return Finding("problem", "cache", str(error), remedy)
     except OSError as error:
-        return Finding("problem", "cache", f"it cannot be written: {error.strerror or error}", remedy)
+        return Finding("problem", "cache", f"{folder} cannot be written: {error.strerror or error}", remedy)
     packed = sum(p.stat().st_size for p in (folder / "packed").rglob("*") if p.is_file())
     text = f"{folder} can be written, {free / 1e9:.1f} GB free, packed weights take {packed / 1e6:.0f} MB"
     if free < LEAST_FREE:
@@ -218,11 +220,11 @@ def _providers() -> Iterator[Finding]:
 
 
 def _bundle(folder: Path) -> Iterator[Finding]:
-    from .bundle import load
-    from .policy import FixedStage
-
     topic = f"bundle {folder.name}"
     try:
+        from .bundle import load
+        from .policy import FixedStage
+
         model = load(folder, context=None)
         speeds = []
         for stage in range(model.num_stages):
@@ -230,6 +232,9 @@ def _bundle(folder: Path) -> Iterator[Finding]:
             speeds.append(f"stage {stage} {tokens[-1].decode_tokens_per_second:.0f} tok/s")
     except FlrcError as error:
         yield Finding("problem", topic, str(error), error.hint or "flrc-edge verify says more")
+        return
+    except ImportError as error:
+        yield Finding("problem", topic, f"cannot be tried: {error}", "pip install flrc-edge")
         return
     yield Finding(
         "ok", topic, f"every stage answers: {', '.join(speeds)} (a few tokens; flrc-edge bench measures)"

@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flrc_edge.cli import group
+from flrc_runtime import conversation
 
 PROMPT = "Once upon a time"
 PROMPT_SECONDS = 1.0  # readline shows its prompt a moment before a signal wakes it
@@ -74,6 +75,23 @@ def test_commands(talking: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "again.json").read_text())["messages"][:4] == content["messages"][:4]
     loaded = chat(talking, f"/load {saved}\n/reset\n{PROMPT}\n/quit\nnever read\n")
     assert loaded.stdout == chat(talking, f"{PROMPT}\n").stdout
+
+
+@pytest.mark.parametrize("during", ["decode", "checked_request"])
+def test_ctrl_c_before_the_first_token(talking: Path, monkeypatch: pytest.MonkeyPatch, during: str) -> None:
+    once = chat(talking, f"{PROMPT}\n")
+    real, interrupted = getattr(conversation, during), []
+
+    def first_interrupted(*arguments: Any, **options: Any) -> Any:
+        if not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(conversation, during, first_interrupted)
+    done = chat(talking, f"Lily went\n{PROMPT}\n")
+    assert done.exit_code == 0 and "the question is forgotten" in done.stderr
+    assert interrupted and done.stdout.lstrip("\n") == once.stdout
 
 
 def said(saved: Path) -> list[str]:

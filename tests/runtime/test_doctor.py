@@ -57,7 +57,11 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     for place in (tmp_path / "file", tmp_path / "file" / "inside", Path("/proc/nothing")):
         monkeypatch.setenv("FLRC_EDGE_CACHE", str(place))
         done = run()
-        assert done.exit_code == 1 and "problem  cache: " in done.stdout and "FLRC_EDGE_CACHE" in done.stdout
+        assert (
+            done.exit_code == 1
+            and f"problem  cache: {place} " in done.stdout
+            and "FLRC_EDGE_CACHE" in done.stdout
+        )
         assert "Traceback" not in done.output
 
 
@@ -79,6 +83,20 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run().exit_code == 1
 
 
+def test_a_bundle_without_the_runtime_s_packages(bundle: Any, tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules |= {'numpy': None, 'onnxruntime': None}  # importing them fails\n"
+        "from flrc_edge.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "doctor", bundle.folder, "--json"],
+        env=os.environ | {"FLRC_EDGE_CACHE": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    problems = {f["topic"]: f for f in json.loads(done.stdout) if f["level"] == "problem"}
+    assert done.returncode == 1 and set(problems) == {"onnxruntime", f"bundle {bundle.folder.name}"}
+    assert "cannot be tried" in problems[f"bundle {bundle.folder.name}"]["text"] and not done.stderr
+
+
 def test_an_old_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
@@ -93,6 +111,17 @@ def test_a_damaged_bundle(copied: Path) -> None:
     (copied / "stage_1.onnx").write_bytes(b"")
     done = run(copied)
     assert done.exit_code == 1 and "problem  bundle copy: copy: stage_1.onnx has 0 bytes" in done.stdout
+
+
+def test_processors_that_share_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, siblings in enumerate(("0-1", "0-1", "2-3", "2-3")):
+        topology = tmp_path / f"cpu{number}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "core_cpus_list").write_text(siblings + "\n")
+    monkeypatch.setattr(diagnosis, "PROCESSORS", tmp_path)
+    assert " processors (2 physical cores) may be used" in found()["processors"]["text"]
+    monkeypatch.setattr(diagnosis, "PROCESSORS", tmp_path / "cpu0")
+    assert "core" not in found()["processors"]["text"]
 
 
 @pytest.mark.parametrize(
@@ -118,4 +147,6 @@ def test_limits_of_a_container(
     if cores is not None:
         assert diagnosis.usable_cores() == cores
     assert diagnosis.memory_bytes() == memory
+    limited = "/sys/fs/cgroup/memory.max" in files
+    assert ("all that the control group allows" in diagnosis._memory().text) == limited
     assert all(f.level != "problem" for f in (diagnosis._instructions(), diagnosis._memory()))
