@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 OUT ?= out
 
-.PHONY: demo test test-full lint docs-cli format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
+.PHONY: demo test test-full lint docs-cli docs-chat format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
 
 setup: $(VENV)/.ready
 
@@ -39,6 +39,11 @@ lint: setup
 # Writes the page of all commands' help anew; a test compares it.
 docs-cli: setup
 	$(BIN)/python -m flrc_edge.cli.help_pages > docs/cli.md
+
+# Draws the picture of a chat anew: the demo's bundle, asked in a real terminal.
+docs-chat: setup
+	test -d $(OUT)/demo/bundle || $(MAKE) demo
+	$(BIN)/python docs/record_chat.py $(OUT)/demo/bundle
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -118,6 +119,31 @@ def test_a_wrong_command_line_is_found() -> None:
     ]
     assert mistakes("flrc-edge --loud bench b") == ["no option --loud"]
     assert mistakes('flrc-edge -q generate b "what is -x?" --show-stages | head -3') == []
+
+
+def requests_of(picture: str) -> list[str]:
+    """What a browser that shows an SVG file would ask the network for."""
+    attributes = [
+        (a.rpartition("}")[2], v) for e in ElementTree.fromstring(picture).iter() for a, v in e.items()
+    ]
+    links = [v for a, v in attributes if a in ("href", "src") and not v.startswith(("#", "data:"))]
+    return links + re.findall(r"@import[^;]*|url\([\"']?(?![#\"'])[^)]*\)", picture)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "images").glob("*.svg")), ids=name)
+def test_pictures_ask_the_network_for_nothing(path: Path) -> None:
+    assert requests_of(path.read_text("utf-8")) == []
+
+
+def test_a_request_of_a_picture_is_found() -> None:
+    font = "<svg xmlns='http://www.w3.org/2000/svg'><style>@font-face { src: url(\"https://x.org/a\") }</style></svg>"
+    assert requests_of(font) == ['url("https://x.org/a")']
+    assert requests_of(
+        "<svg><style>@import 'x.css';</style><image href='https://x.org/b'/><a href='#c'/></svg>"
+    ) == [
+        "https://x.org/b",
+        "@import 'x.css'",
+    ]
 
 
 def test_the_manuals_show_every_command() -> None:
