@@ -1,4 +1,4 @@
-"""The commands and Python of the README run in order and end in an answer (on stories260k instead of SmolLM2)."""
+"""Commands and Python of the README and the quickstart run in order and end in an answer (on stories260k)."""
 
 from __future__ import annotations
 
@@ -9,42 +9,57 @@ import subprocess
 import sys
 from pathlib import Path
 
-STORIES = Path(__file__).parents[1] / "data" / "stories260k"
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STORIES = ROOT / "tests" / "data" / "stories260k"
 # What a model of 64 features and 512 positions needs.
 SMALL = ["--tokens", "2048", "--window", "256", "--rank-step", "8"]
+# A download, and what waits for someone: stories260k cannot chat, see tests/runtime/test_chat.py and test_server.py.
+NOT_RUN = {"pull", "chat", "serve"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_commands_and_python(tmp_path: Path) -> None:
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("flrc-edge ")]
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        ("README.md", {"pull", "estimate", "compress", "inspect", "export", "generate", "bench", "verify"}),
+        (
+            "docs/quickstart.md",
+            {"doctor", "estimate", "compress", "export", "generate", "serve", "report", "eval"},
+        ),
+    ],
+)
+def test_commands_and_python(page: str, shown: set[str], tmp_path: Path) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    lines = [
+        line for block in blocks(text, "sh") for line in block.splitlines() if line.startswith("flrc-edge ")
+    ]
     commands = [shlex.split(line, comments=True)[1:] for line in lines]
-    assert {"pull", "estimate", "compress", "inspect", "export", "generate", "bench", "verify"} <= {
-        c[0] for c in commands
-    }
+    assert shown <= {c[0] for c in commands}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for arguments in commands:
-        if arguments[0] in ("pull", "chat", "serve"):
-            continue  # a download; and stories260k cannot chat: see tests/runtime/test_chat.py and test_server.py
-        arguments = [str(STORIES) if a == "smollm2-135m" else a for a in arguments]
-        if arguments[0] == "compress":
-            arguments += SMALL
+
+    def run(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "flrc_edge", *arguments],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, (arguments, done.stderr)
-        assert done.stdout.strip(), arguments
-    for code in blocks("python"):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, *arguments],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, (code, done.stderr)
+        assert done.returncode == 0, (arguments, done.stderr)
+        return done.stdout
+
+    for arguments in commands:
+        if arguments[0] in NOT_RUN:
+            continue
+        arguments = [str(STORIES) if a == "smollm2-135m" else a for a in arguments]
+        if arguments[0] == "compress":
+            arguments += SMALL
+        assert run("-m", "flrc_edge", *arguments).strip(), arguments
+    for code in blocks(text, "python"):
+        run("-c", code)
