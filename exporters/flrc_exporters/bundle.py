@@ -100,7 +100,7 @@ def export(
             stages.append(StageInfo(stage_file(stage), round(written.plan.kept(stage), 6), size))
             if log_progress is not None:
                 log_progress(stage + 1, written.plan.num_stages)
-        errors = check_values(weights.path, weights.table, wanted, source)
+        errors = check_values(weights.path, weights.table, wanted, source, progress=report("check"))
         _log_errors(errors, wanted)
         generation = _copy_files(checkpoint, folder)
         write_json(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,16 @@ PROBE_TOKENS = 8
 
 
 def check_values(
-    path: Path, table: Mapping[str, Stored], recipes: Iterable[Recipe], source: CheckpointTensors
+    path: Path,
+    table: Mapping[str, Stored],
+    recipes: Sequence[Recipe],
+    source: CheckpointTensors,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Read every tensor of ``weights.bin`` back and compare it with the checkpoint, in norm and direction.
+
+    ``progress`` gets the number compared and the number of all.
 
     Returns:
         The relative error ``‖ŵ − w‖ / ‖w‖`` of every matrix, by its name in the graph.
@@ -34,7 +41,7 @@ def check_values(
         VerificationError: A tensor differs by more than rounding explains.
     """
     errors: dict[str, float] = {}
-    for recipe in recipes:
+    for i, recipe in enumerate(recipes):
         if isinstance(recipe, Vector):
             stored = table[recipe.name].read(path)
             if not np.array_equal(stored, vector_values(source, recipe)):
@@ -44,6 +51,8 @@ def check_values(
                 raise _differs(recipe.name, 1.0)
         else:
             errors[recipe.name] = _matrix_error(path, table, recipe, source)
+        if progress is not None:
+            progress(i + 1, len(recipes))
     return errors
 
 

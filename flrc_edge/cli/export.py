@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flrc_edge.cli.progress_bar import from_context
 from flrc_edge.cli.settings import INTEGERS
 
 if TYPE_CHECKING:
@@ -56,15 +56,16 @@ def command(
     quiet = bool((ctx.find_root().params or {}).get("quiet"))
     if dtype != "fp32" and not quiet and not read(checkpoint, "checkpoint").plan.embedding:
         click.echo(f"{dtype or 'int4'}: weights are rounded to nearest", err=True)
-    manifest = export(
-        checkpoint,
-        output,
-        dtype=dtype,
-        head=head,
-        context=context,
-        overwrite=overwrite,
-        progress=None if quiet or not sys.stderr.isatty() else _show,
-    )
+    with from_context() as progress:
+        manifest = export(
+            checkpoint,
+            output,
+            dtype=dtype,
+            head=head,
+            context=context,
+            overwrite=overwrite,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps(_summary(manifest, output), indent=1))
         return
@@ -92,8 +93,3 @@ def _size(manifest: Manifest) -> int:
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
-
-
-def _show(what: str, done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    click.echo(f"\r{what} {done}/{total}{end}", nl=False, err=True)

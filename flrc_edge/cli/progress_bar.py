@@ -19,6 +19,9 @@ LABELS = {
     "schedule": "Measuring the stages",
     "perplexity": "Perplexity",
     "heal": "Healing",
+    "weights": "Writing weights",
+    "stages": "Building the stages' graphs",
+    "check": "Comparing with the checkpoint",
 }
 
 

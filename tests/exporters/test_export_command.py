@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,32 @@ def test_says_what_was_written_and_what_to_run_next(staged_checkpoint: Any, tmp_
     assert "context 64" in result.stdout and "stage 2" in result.stdout
     assert f"Next: flrc-edge generate {tmp_path / 'b'}" in result.stdout
     assert manifests.verify(tmp_path / "b").dtype == "int8"
+
+
+def test_progress_is_lines_where_there_is_no_terminal(staged_checkpoint: Any, tmp_path: Path) -> None:
+    result = run(staged_checkpoint.folder, "-o", tmp_path / "b", "--dtype", "int8")
+    lines = result.stderr.splitlines()
+    ends = [re.match(r"(.+): (\d+)/(\d+), \d+ s, peak", line) for line in lines]
+    finished = [m[1] for m in ends if m and m[2] == m[3]]
+    assert finished == ["Writing weights", "Building the stages' graphs", "Comparing with the checkpoint"]
+    quiet = CliRunner().invoke(
+        group, ["-q", "export", str(staged_checkpoint.folder), "-o", str(tmp_path / "q")]
+    )
+    assert quiet.exit_code == 0 and quiet.stderr == ""
+
+
+def test_progress_is_a_bar_on_a_terminal(staged_checkpoint: Any, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "flrc_edge", "export", staged_checkpoint.folder, "-o", tmp_path / "b"]
+    process = subprocess.Popen(command, stderr=theirs, stdout=subprocess.PIPE)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # Linux: the other side is closed
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    assert b"Comparing with the checkpoint" in shown and b"#]" in shown and b"\r" in shown
 
 
 def test_json(staged_checkpoint: Any, tmp_path: Path) -> None:
