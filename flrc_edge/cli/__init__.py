@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -115,4 +116,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Run the command line of this process and end it."""
-    sys.exit(run())
+    code = run()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # a process of `accelerate launch`: threads of torch's process group abort some of them in the interpreter's
+        # teardown ("terminate called without an active exception"), when all work is done
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

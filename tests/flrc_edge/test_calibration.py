@@ -268,6 +268,7 @@ def test_only_linear_projections(stories: Path) -> None:
 
 
 SCRIPT = """
+import os
 import sys
 from safetensors.torch import save_file
 import torch
@@ -289,6 +290,7 @@ if is_main_process():
         scalars = [m.gradient_trace, m.fisher_g2, m.fisher_gw2, result.loss, result.tokens]
         found[name + ".scalars"] = torch.tensor(scalars, dtype=torch.float64)
     save_file(found, sys.argv[2])
+os._exit(0)  # as the command line ends: torch's threads abort some processes in the interpreter's teardown
 """
 
 
