@@ -17,7 +17,7 @@ from flrc_edge.errors import FlrcError
 # Name of the command -> its line in --help; the module of the same name holds the click command `command`.
 COMMANDS = {
     "demo": "The whole way on a built-in model: compress, export, and stream an answer.",
-    "pull": "Download a built-in model.",
+    "pull": "Download a built-in model, or a checkpoint or bundle from a hub.",
     "estimate": "Say what a compressed model will take, from its config.json alone.",
     "compress": "Compress a model into a checkpoint of nested low-rank factors.",
     "heal": "Train a checkpoint's factors for a while to answer as the dense model does.",
@@ -32,8 +32,18 @@ COMMANDS = {
     "compare": "Compare recipes (baselines, scores, factors), or number formats, by perplexity.",
     "inspect": "Show what a checkpoint or bundle holds.",
     "report": "Draw the rank map of a checkpoint or bundle into one HTML page.",
+    "push": "Upload a checkpoint or bundle to a hub.",
     "verify": "Compare every file of a checkpoint or bundle with its checksum.",
     "doctor": "Look at what this machine has and lacks.",
+}
+# Package -> the extra of pyproject.toml that brings it, where that is less than all of them.
+_EXTRAS = {
+    "huggingface_hub": "hub",
+    "filelock": "hub",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "matplotlib": "report",
 }
 
 
@@ -73,7 +83,7 @@ class LazyGroup(click.Group):
             click.echo(
                 f"Error: this command needs the package {error.name}, which is not installed", err=True
             )
-            click.echo("Hint: pip install 'flrc-edge[all]'", err=True)
+            click.echo(f"Hint: pip install 'flrc-edge[{_EXTRAS.get(error.name, 'all')}]'", err=True)
             ctx.exit(1)
 
 

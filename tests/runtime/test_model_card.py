@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,6 @@ def test_checkpoint_and_bundle_have_one(compressed_stories: Any, tmp_path: Path)
     export(compressed_stories.checkpoint, tmp_path / "bundle", dtype="int8")
     for folder, kind in ((compressed_stories.checkpoint, "checkpoint"), (tmp_path / "bundle", "bundle")):
         content = manifest.verify(folder)
-        assert "README.md" in content.files
         card = ModelCard.load(folder / "README.md")
         assert card.data.library_name == "flrc-edge" and card.data.pipeline_tag == "text-generation"
         assert ("onnx" in (card.data.tags or [])) == (kind == "bundle")
@@ -37,6 +38,19 @@ def test_checkpoint_and_bundle_have_one(compressed_stories: Any, tmp_path: Path)
         assert ("bytes a token" in card.text) == (kind == "bundle")
         assert ("KL to dense" in card.text) == bool(content.schedule.divergence)
         assert card.text.strip() == (folder / "README.md").read_text().split("---\n", 2)[2].strip()
+
+
+def test_it_may_be_edited(compressed_stories: Any, tmp_path: Path) -> None:
+    shutil.copytree(compressed_stories.checkpoint, tmp_path / "mine")
+    (tmp_path / "mine" / "README.md").write_text("my own words\n")
+    content = manifest.verify(tmp_path / "mine")
+    assert "README.md" not in content.files
+    listed = json.loads((tmp_path / "mine" / "flrc.json").read_text())
+    listed["files"]["README.md"] = {"size": 1, "sha256": "0" * 64}  # as folders of before list it
+    (tmp_path / "mine" / "flrc.json").write_text(json.dumps(listed))
+    assert manifest.verify(tmp_path / "mine") == content
+    (tmp_path / "mine" / "README.md").unlink()
+    manifest.verify(tmp_path / "mine")
 
 
 @pytest.mark.parametrize("name", ['a"b: [c]\n---\n', "<script>", "[x](http://y)", "a|b", "*b*", "x" * 300])
