@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from flrc_edge.chunks import Chunk
 from flrc_edge.errors import FormatError, UsageError
 from flrc_edge.hf_config import read_config
+from flrc_edge.loss_curves import LossCurves, write_curves
 from flrc_edge.lowrank import LowRankLinear, replace_linear, set_stage
 from flrc_edge.models import LoadedModel
 from flrc_edge.quantization import QuantizedMatrix
@@ -49,6 +50,7 @@ def write(
     source: LoadedModel,
     factors: Mapping[str, Sequence[Chunk]],
     integers: Mapping[str, QuantizedMatrix] | None = None,
+    curves: LossCurves | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a checkpoint; ``target`` appears whole or not at all.
@@ -59,6 +61,7 @@ def write(
         source: The original model, for every other tensor, its config and its tokenizer.
         factors: The chunks of every factored projection.
         integers: By tensor name, the matrices that are stored as integers instead of those floats.
+        curves: What every rank was found to cost, for reports.
         overwrite: Replace a checkpoint that is there.
 
     Returns:
@@ -80,6 +83,8 @@ def write(
         for name in COPIED:
             if (source.path / name).exists():
                 shutil.copyfile(source.path / name, work / name)
+        if curves is not None:
+            write_curves(work, curves)
         write_card(work, content)
         return manifest.seal(work, content)
 

@@ -17,6 +17,7 @@ from flrc_edge.correction import fit_corrected
 from flrc_edge.divergence import dense_log_probs
 from flrc_edge.factorization import Factors
 from flrc_edge.integers import quantize_model, with_formats
+from flrc_edge.loss_curves import loss_curves
 from flrc_edge.measurements import calibration_windows, input_grams, measure, with_losses
 from flrc_edge.models import LoadedModel, open_model
 from flrc_edge.placement import placed, stored_chunks
@@ -121,6 +122,7 @@ def compress(
             )
         else:
             chunks = stored_chunks(plan, factors)
+    curves = loss_curves(factors) if factors else None
     factors.clear()  # they take as much memory as the projections
     with timings.phase("schedule"):
         boundaries = _schedule(loaded, plan, chunks, settings, progress)
@@ -146,7 +148,13 @@ def compress(
     )
     with timings.phase("write"):
         return checkpoint.write(
-            target, content, source=loaded, factors=chunks, integers=integers, overwrite=overwrite
+            target,
+            content,
+            source=loaded,
+            factors=chunks,
+            integers=integers,
+            curves=curves,
+            overwrite=overwrite,
         )
 
 

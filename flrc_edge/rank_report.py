@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flrc_edge.errors import FormatError
-from flrc_edge.figures.canvas import check_matplotlib, render
+from flrc_edge.figures.canvas import check_matplotlib
+from flrc_edge.figures.curves import Series, draw_healing
+from flrc_edge.figures.loss_maps import draw_loss_curves
 from flrc_edge.figures.maps import draw_bits, draw_importance, draw_shares
 from flrc_edge.figures.rank_map import Grid, RankMap, rank_map
 from flrc_edge.figures.stages import draw_divergence, draw_kept
-from flrc_edge.html_report import Section, Table, html_page
+from flrc_edge.html_report import AnswerSection, Table, html_page
+from flrc_edge.loss_curves import LossCurves
+from flrc_edge.report_parts import Part
+from flrc_edge.stage_report import Measured, measured_parts
 from flrc_runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -28,11 +33,20 @@ class RankReport:
     figures: Mapping[str, Figure]
 
 
-def rank_report(content: Manifest) -> RankReport:
-    """Draw everything that a manifest tells; what it does not is named on the page.
+def rank_report(
+    content: Manifest,
+    *,
+    measured: Measured | None = None,
+    curves: LossCurves | None = None,
+    healing: Sequence[Mapping[str, Any]] = (),
+) -> RankReport:
+    """Draw everything that is known of a checkpoint or bundle; what is not known is named on the page.
 
     Args:
-        content: Of a checkpoint or bundle.
+        content: Its manifest.
+        measured: What was measured of its stages.
+        curves: What every rank was found to cost (``losses.json``).
+        healing: The runs of ``healing.json``.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -42,56 +56,70 @@ def rank_report(content: Manifest) -> RankReport:
     ranks = rank_map(content.plan)
     try:
         with np.errstate(all="ignore"):  # numbers near the limits of float64 are refused below
-            parts = _parts(ranks, content)
-            sections = [part.section() for part in parts]
+            parts = _parts(ranks, content, measured, curves, healing)
+            sections = [part.section() if isinstance(part, Part) else part for part in parts]
     except (ValueError, OverflowError) as error:
         raise FormatError(f"the manifest holds numbers that cannot be drawn: {error}") from error
-    notes = []
-    if not ranks.scored:
-        notes.append("Importance is not shown: the manifest holds no Fisher scores.")
-    if content.plan.num_stages > 1 and not content.schedule.divergence:
-        notes.append("Divergence is not shown: the boundaries were given by hand, not measured.")
     html = html_page(
         content.model.name,
         _lead(content),
         facts=_facts(content),
         summary=_stages(content),
         sections=sections,
-        notes=notes,
+        notes=_notes(ranks, content, measured, curves),
     )
-    return RankReport(html, {part.name: part.figure for part in parts})
+    return RankReport(html, {part.name: part.figure for part in parts if isinstance(part, Part)})
 
 
-@dataclass(frozen=True)
-class _Part:
-    name: str
-    title: str
-    sentence: str
-    alt: str
-    figure: Figure
-    tables: tuple[Table, ...]
+def _notes(
+    ranks: RankMap, content: Manifest, measured: Measured | None, curves: LossCurves | None
+) -> list[str]:
+    notes = []
+    if not ranks.scored:
+        notes.append("Importance is not shown: the manifest holds no Fisher scores.")
+    if curves is None:
+        notes.append(
+            "What every rank costs is not shown: a bundle does not hold it, its checkpoint does."
+            if content.kind == "bundle"
+            else "What every rank costs is not shown: this checkpoint holds no losses.json."
+        )
+    if content.plan.num_stages > 1 and not content.schedule.divergence:
+        notes.append("Divergence is not shown: the boundaries were given by hand, not measured.")
+    if measured is None:
+        notes.append(
+            "Quality, speed, memory and answers are not shown: flrc-edge report --measure measures them."
+        )
+    elif measured.speed is None:
+        notes.append("Speed, memory and answers are not shown: a checkpoint has no graphs, its bundle does.")
+    return notes
 
-    def section(self) -> Section:
-        svg = render(self.figure, "svg", title=self.alt)
-        return Section(self.name, self.title, self.sentence, self.alt, svg, self.tables)
 
-
-def _parts(ranks: RankMap, content: Manifest) -> list[_Part]:
-    parts = [_shares(ranks, content)]
+def _parts(
+    ranks: RankMap,
+    content: Manifest,
+    measured: Measured | None,
+    curves: LossCurves | None,
+    healing: Sequence[Mapping[str, Any]],
+) -> list[Part | AnswerSection]:
+    parts: list[Part | AnswerSection] = [] if measured is None else measured_parts(measured)
     if ranks.scored:
-        parts.insert(0, _importance(ranks))
+        parts.append(_importance(ranks))
+    if curves is not None:
+        parts.append(_losses(ranks, curves))
+    parts.append(_shares(ranks, content))
     if len({name for p in content.plan.projections for name in p.formats}) > 1:
         parts.append(_bits(ranks, content))
     if content.plan.num_stages > 1:
         parts.append(_kept(ranks, content))
     if content.schedule.divergence:
         parts.append(_divergence(content))
+    parts += [_healing(i, len(healing), run) for i, run in enumerate(healing)]
     return parts
 
 
-def _importance(ranks: RankMap) -> _Part:
+def _importance(ranks: RankMap) -> Part:
     scores = ranks.scores[ranks.scores > 0]
-    return _Part(
+    return Part(
         "importance",
         "Importance",
         "The Fisher score of every projection (rows) in every layer (columns) on a log scale: the largest is that of "
@@ -111,7 +139,55 @@ def _importance(ranks: RankMap) -> _Part:
     )
 
 
-def _shares(ranks: RankMap, content: Manifest) -> _Part:
+def _losses(ranks: RankMap, curves: LossCurves) -> Part:
+    middle = {name: c.losses[len(c.losses) // 2] for name, c in curves.projections.items()}
+    grid = np.array([[middle.get(p.name, np.nan) if p else np.nan for p in row] for row in ranks.projections])
+
+    def cell(kind: int, layer: int) -> str:
+        p = ranks.projections[kind][layer]
+        curve = curves.projections.get(p.name) if p is not None else None
+        if curve is None:
+            return "–"
+        return f"{_number(curve.losses[len(curve.losses) // 2])} at {curve.ranks[len(curve.ranks) // 2]}"
+
+    return Part(
+        "losses",
+        "What every rank costs",
+        f"The growth of the token loss, {curves.source}, if one projection alone is cut, over the share of its "
+        "parameters that is kept: a line for each layer, a dot where stage 0 is. At two fifths of the largest rank "
+        f"{_place(ranks, grid, np.nanargmax)} loses most, {_number(float(np.nanmax(grid)))} nats.",
+        f"{len(ranks.kinds)} line charts on a log scale, a line for each of {len(ranks.layers)} layers. One value of "
+        "each line is in the table below.",
+        draw_loss_curves(ranks, curves),
+        (_layer_table(ranks, "Growth of the token loss (nats) at a rank", cell),),
+    )
+
+
+def _healing(number: int, runs: int, run: Mapping[str, Any]) -> Part:
+    points = run["curve"]
+    minutes = tuple(float(p["minutes"]) for p in points)
+    stages = range(len(points[0]["validation"]))
+    series = [Series(f"stage {s}", minutes, tuple(float(p["validation"][s]) for p in points)) for s in stages]
+    moves = ", ".join(f"{s.name} from {s.y[0]:.3f} to {s.y[-1]:.3f}" for s in series)
+    which = "" if runs == 1 else f", run {number + 1} of {runs}"
+    return Part(
+        "healing" if runs == 1 else f"healing-{number + 1}",
+        f"Healing{which}",
+        f"Mean KL to the dense model on text that was not trained on, over {minutes[-1]:.0f} minutes of training: "
+        f"{moves} nats a token.",
+        f"Line chart, a line for each of {len(series)} stages. The numbers are in the table below.",
+        draw_healing(series),
+        (
+            Table(
+                "Mean KL in nats a token",
+                ("minutes", *(s.name for s in series)),
+                tuple((f"{m:.1f}", *(f"{s.y[i]:.4f}" for s in series)) for i, m in enumerate(minutes)),
+            ),
+        ),
+    )
+
+
+def _shares(ranks: RankMap, content: Manifest) -> Part:
     plan = content.plan
     last = plan.num_stages - 1
     smallest = ranks.shares[last]
@@ -138,7 +214,7 @@ def _shares(ranks: RankMap, content: Manifest) -> _Part:
 
         return text
 
-    return _Part(
+    return Part(
         "ranks",
         "Ranks",
         sentence,
@@ -152,14 +228,14 @@ def _shares(ranks: RankMap, content: Manifest) -> _Part:
     )
 
 
-def _bits(ranks: RankMap, content: Manifest) -> _Part:
+def _bits(ranks: RankMap, content: Manifest) -> Part:
     sizes: dict[str, int] = {}
     for p in content.plan.projections:
         for name, (rows, columns) in zip(p.formats, p.matrices().values(), strict=True):
             sizes[name] = sizes.get(name, 0) + rows * columns
     stored = sum(sizes.values())
     shares = [(name, sizes[name], sizes[name] / stored) for name in sorted(sizes, key=lambda n: -sizes[n])]
-    return _Part(
+    return Part(
         "bits",
         "Number formats",
         "The mean bits of a stored parameter of every projection, scales not counted (int4/32 has one scale for 32 "
@@ -178,11 +254,11 @@ def _bits(ranks: RankMap, content: Manifest) -> _Part:
     )
 
 
-def _kept(ranks: RankMap, content: Manifest) -> _Part:
+def _kept(ranks: RankMap, content: Manifest) -> Part:
     plan = content.plan
     kept = [ranks.kept(s) for s in range(plan.num_stages)]
     loser = max(ranks.kinds, key=lambda kind: kept[0][kind] - kept[-1][kind])
-    return _Part(
+    return Part(
         "kept-by-stage",
         "What the stages leave out",
         "The share of parameters that each kind of projection keeps over all layers at each stage (attention blue, "
@@ -203,13 +279,13 @@ def _kept(ranks: RankMap, content: Manifest) -> _Part:
     )
 
 
-def _divergence(content: Manifest) -> _Part:
+def _divergence(content: Manifest) -> Part:
     rows, block = content.schedule.divergence, max(content.schedule.block, 1)
     means = [sum(row) / len(row) for row in rows]
     context = content.model.context_length
     moves = ", ".join(str(b) for b in content.schedule.boundaries if b < context)
     thick = f"; lines are thick where the schedule uses the stage, which moves on at {moves}" if moves else ""
-    return _Part(
+    return Part(
         "divergence",
         "What the stages cost",
         "The mean KL to the dense model at each position of its own answers, measured with the prompt read by stage 0"

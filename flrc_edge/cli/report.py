@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
+from flrc_edge.cli.progress_bar import from_context
 from flrc_edge.errors import FlrcError, UsageError
 from flrc_runtime import manifest
+from flrc_runtime.files import read_json
 
 
 @click.command()
@@ -24,20 +27,59 @@ from flrc_runtime import manifest
 @click.option(
     "--png", type=click.Path(path_type=Path), help="Put the figures as PNG files into this folder, too."
 )
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Measure perplexity and, of a bundle, speed, memory and sample answers, too.",
+)
+@click.option("--dense", metavar="MODEL", help="With --measure: the dense model, for divergence.")
+@click.option("--windows", type=int, default=4, show_default=True, help="With --measure: of each text.")
+@click.option(
+    "--prompt", "prompts", multiple=True, metavar="TEXT", help="With --measure: to answer (repeatable)."
+)
+@click.option("--threads", type=int, default=None, metavar="N", help="With --measure: of one operator.")
 @click.option("--json", "as_json", is_flag=True, help="Print the names of the written files as JSON.")
-def command(folder: Path, output: Path, png: Path | None, as_json: bool) -> None:
-    """Draw the rank map of the checkpoint or bundle FOLDER into one self-contained HTML page.
+def command(
+    folder: Path,
+    output: Path,
+    png: Path | None,
+    measure: bool,
+    dense: str | None,
+    windows: int,
+    prompts: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Draw what is known of the checkpoint or bundle FOLDER into one self-contained HTML page.
 
-    It shows the Fisher score of every projection and layer, the share of parameters each keeps at every stage, and the
-    divergence the schedule was chosen by, with their numbers. Needs matplotlib: pip install 'flrc-edge[report]'.
+    It shows the Fisher score of every projection and layer, what each rank costs, the share of parameters each keeps at
+    every stage, and the divergence the schedule was chosen by, with their numbers. --measure adds how good, fast and
+    large every stage is, and answers coloured by stage. Needs matplotlib: pip install 'flrc-edge[report]'.
     """
     content = manifest.read(folder)
     _check_targets(folder, output, png)
+    if not measure and (dense is not None or prompts or threads is not None):
+        raise UsageError("--dense, --prompt and --threads are for what is measured", hint="add --measure")
 
-    from flrc_edge.figures.canvas import render
+    from flrc_edge.figures.canvas import check_matplotlib, render
     from flrc_edge.rank_report import rank_report
 
-    report = rank_report(content)
+    check_matplotlib()
+    measured = None
+    if measure:
+        from flrc_edge.stage_report import measure_stages
+
+        with from_context() as progress:
+            measured = measure_stages(
+                folder,
+                content.kind,
+                dense=dense,
+                windows=windows,
+                prompts=prompts,
+                threads=threads,
+                progress=progress,
+            )
+    report = rank_report(content, measured=measured, **_kept_beside(folder, content))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(report.html, "utf-8")
@@ -54,6 +96,18 @@ def command(folder: Path, output: Path, png: Path | None, as_json: bool) -> None
     else:
         for path in written:
             click.echo(f"{path} ({path.stat().st_size / 1000:.0f} kB)")
+
+
+def _kept_beside(folder: Path, content: manifest.Manifest) -> dict[str, Any]:
+    """Return what a checkpoint's other JSON files hold for a report."""
+    from flrc_edge import loss_curves
+
+    found: dict[str, Any] = {}
+    if loss_curves.FILE_NAME in content.files:
+        found["curves"] = loss_curves.read_curves(folder)
+    if "healing.json" in content.files:
+        found["healing"] = read_json(folder / "healing.json")["runs"]
+    return found
 
 
 def _check_targets(folder: Path, output: Path, png: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import itertools
 import json
 import re
@@ -16,10 +17,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+import flrc_runtime
 from flrc_edge.cli import group
 from flrc_edge.figures import rank_map
+from flrc_edge.html_report import Piece, Table, html_page
+from flrc_edge.loss_curves import POINTS, read_curves
 from flrc_edge.rank_report import rank_report
+from flrc_edge.stage_report import Measured, MeasuredAnswer, measured_parts
 from flrc_runtime import manifest
+
+STORIES = Path(__file__).parents[1] / "data" / "stories260k"
 
 
 def run(*arguments: object) -> Result:
@@ -71,7 +78,7 @@ def page(compressed_stories: Any, tmp_path_factory: pytest.TempPathFactory) -> t
 
 def test_the_page_is_whole_and_closed(page: tuple[str, Page]) -> None:
     assert page[0].startswith("<!doctype html>") and page[1].open == []
-    assert len(page[1].all("figure")) == len(page[1].all("img")) == 4
+    assert len(page[1].all("figure")) == len(page[1].all("img")) == 5
 
 
 def test_every_picture_is_inline_and_described(page: tuple[str, Page]) -> None:
@@ -97,13 +104,22 @@ def test_nothing_is_loaded(page: tuple[str, Page]) -> None:
 def test_the_tables_hold_the_plan(page: tuple[str, Page], compressed_stories: Any) -> None:
     content = manifest.read(compressed_stories.checkpoint)
     ranks = rank_map(content.plan)
-    overview, score, _, *rest = page[1].tables
+    overview, score, _, losses, *rest = page[1].tables
     assert [row[0] for row in overview] == ["stage", "0", "1", "2"]
     assert [row[3] for row in overview[1:]] == [f"{content.plan.activated(s):,}" for s in range(3)]
     assert score[0] == ["layer", "q", "k", "v", "o", "gate", "up", "down"]
     assert len(score) == 1 + content.model.num_layers
     for row, values in zip(score[1:], ranks.scores.T, strict=True):
         assert [float(cell.replace(",", "")) for cell in row[1:]] == pytest.approx(values, rel=6e-3)
+    curves = read_curves(compressed_stories.checkpoint)
+    assert curves.source == "measured"
+    for i, row in enumerate(losses[1:]):
+        for k, cell in enumerate(row[1:]):
+            p = ranks.projections[k][i]
+            assert p is not None
+            curve = curves.projections[p.name]
+            loss, rank = cell.split(" at ")
+            assert float(loss) == pytest.approx(curve.losses[curve.ranks.index(int(rank))], rel=6e-3)
     for stage, table in enumerate(rest[:3]):
         for i, row in enumerate(table[1:]):
             for k, cell in enumerate(row[1:]):
@@ -144,6 +160,86 @@ def test_a_bundle_with_png_and_json(stories_bundle: Path, tmp_path: Path) -> Non
     assert run("verify", stories_bundle).exit_code == 0
 
 
+def test_a_measured_bundle(stories_bundle: Path, tmp_path: Path) -> None:
+    place = tmp_path / "r.html"
+    options = ("--windows", 2, "--prompt", "Once upon a time", "--threads", 1)
+    done = run("-q", "report", stories_bundle, "-o", place, "--measure", "--dense", STORIES, *options)
+    assert done.exit_code == 0, done.output
+    text = place.read_text("utf-8")
+    parsed = Page(text)
+    assert parsed.open == [] and "are not shown: flrc-edge report --measure" not in text
+    model = flrc_runtime.load(stories_bundle)
+    answer = flrc_runtime.generate(model, "Once upon a time", max_tokens=128)
+    found = re.search(r'<p class="answer">(.*?)</p>', text, re.DOTALL)
+    assert found is not None
+    pieces = re.findall(
+        r'<span class="stage-(.)"><sup title="stage .">(.)</sup>(.*?)</span>', found[1], re.DOTALL
+    )
+    assert html.unescape("".join(piece for _, _, piece in pieces)) == answer.text
+    assert {int(number) for _, number, _ in pieces} == set(answer.stage_of_token)
+    quality = [t for t in parsed.tables if t[0][:2] == ["stage", "keep"] and t[0][2] == "perplexity"]
+    assert [len(t) for t in quality] == [1 + 4, 1 + 4]  # three stages and the dense model, two texts
+    evaluated = json.loads(run("eval", stories_bundle, "--dense", STORIES, "--windows", 2, "--json").stdout)
+    for table, expected in zip(quality, evaluated["texts"], strict=True):
+        for row, figures in zip(table[1:], expected["figures"], strict=True):
+            assert row[2].startswith(f"{figures['estimates']['perplexity']['value']:.4g}")
+    speed = next(t for t in parsed.tables if "tokens a second" in t[0])
+    assert {row[0] for row in speed[1:]} == {"stage 0", "stage 1", "stage 2", "schedule"}
+    assert all(float(row[3]) > 0 for row in speed[1:])
+    memory = [t for t in parsed.tables if "MB used" in t[0]]
+    assert all(float(row[3].replace(",", "")) > 0 for t in memory for row in t[1:])
+    assert memory or sys.platform != "linux"
+    regions = [d for d in parsed.all("div") if d.get("class") == "scroll"]
+    assert all(d.get("tabindex") == "0" and d.get("aria-label") for d in regions)
+
+
+def test_a_measured_checkpoint(compressed_stories: Any, tmp_path: Path) -> None:
+    done = run(
+        "report", compressed_stories.checkpoint, "-o", tmp_path / "r.html", "--measure", "--windows", 1
+    )
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "r.html").read_text("utf-8")
+    assert "How good the stages are" in text and "How fast" not in text
+    assert "a checkpoint has no graphs, its bundle does" in text
+
+
+def test_answers_are_not_markup() -> None:
+    answer = MeasuredAnswer("<b>", (Piece(0, "<script>x</script>"), Piece(5, "&amp;")), "stop", 1.0)
+    figures = {
+        "stage": "static:0",
+        "keep": 1.0,
+        "estimates": {"perplexity": {"value": 2.0, "low": None, "high": None}},
+    }
+    text = {"text": "t", "tokens": 1, "windows": 1, "window": 2, "figures": [figures]}
+    parts = measured_parts(Measured({"texts": [text]}, None, (answer,)))
+    page = html_page("t", "l", facts=(), summary=Table("c", ("a",), (("b",),)), sections=[parts[-1]])  # type: ignore[list-item]
+    assert "<script>" not in page and "&lt;script&gt;" in page and "&amp;amp;" in page
+    assert 'class="stage-1"><sup title="stage 5">5</sup>' in page
+
+
+@pytest.mark.parametrize("option", [("--dense", "x"), ("--prompt", "x"), ("--threads", "1")])
+def test_what_is_not_measured_is_refused(
+    compressed_stories: Any, tmp_path: Path, option: tuple[str, str]
+) -> None:
+    done = run("report", compressed_stories.checkpoint, "-o", tmp_path / "r.html", *option)
+    assert (done.exit_code, "add --measure" in done.stderr) == (2, True)
+    done = run(
+        "report", compressed_stories.checkpoint, "-o", tmp_path / "r.html", "--measure", "--prompt", "x"
+    )
+    assert (done.exit_code, "--prompt needs a bundle" in done.stderr) == (2, True)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_loss_curves_fall_and_are_short(compressed_stories: Any) -> None:
+    content = manifest.read(compressed_stories.checkpoint)
+    curves = read_curves(compressed_stories.checkpoint).projections
+    assert set(curves) == {p.name for p in content.plan.projections}
+    for curve in curves.values():
+        assert len(curve.ranks) == len(curve.losses) <= POINTS
+        assert list(curve.ranks) == sorted(set(curve.ranks))
+        assert curve.losses[0] > curve.losses[-1]
+
+
 def edited(source: Path, target: Path, **plan: Any) -> Path:
     """Copy a checkpoint with other fields in its plan, of one stage."""
     shutil.copytree(source, target)
@@ -178,7 +274,7 @@ def test_one_stage_without_scores(compressed_stories: Any, tmp_path: Path) -> No
     folder = edited(compressed_stories.checkpoint, tmp_path / "one", scores={})
     assert run("report", folder, "-o", tmp_path / "r.html").exit_code == 0
     text = (tmp_path / "r.html").read_text("utf-8")
-    assert len(Page(text).all("img")) == 1 and "the manifest holds no Fisher scores" in text
+    assert len(Page(text).all("img")) == 2 and "the manifest holds no Fisher scores" in text
 
 
 def test_names_from_the_manifest_are_not_markup(compressed_stories: Any, tmp_path: Path) -> None:
