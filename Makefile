@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 OUT ?= out
 
-.PHONY: demo test test-full lint docs-cli docs-chat format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
+.PHONY: demo test test-full lint docs docs-cli docs-chat docs-report format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The documentation as a site, in out/site; a broken link or a name that is not there is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 # Writes the page of all commands' help anew; a test compares it.
 docs-cli: setup
 	$(BIN)/python -m flrc_edge.cli.help_pages > docs/cli.md
@@ -44,6 +48,17 @@ docs-cli: setup
 docs-chat: setup
 	test -d $(OUT)/demo/bundle || $(MAKE) demo
 	$(BIN)/python docs/record_chat.py $(OUT)/demo/bundle
+
+# Makes a measured report of a model in three stages and looks at it in headless Chromium ($CHROMIUM or on the PATH).
+docs-report: setup
+	test -d node_modules/axe-core || npm install --no-save --ignore-scripts --no-audit --no-fund playwright-core axe-core
+	test -d $(OUT)/report-lr || $(BIN)/flrc-edge compress smollm2-135m -o $(OUT)/report-lr --stages .95,.9,.85 --boundaries 24,64 --storage pivoted --dtype int8 --tokens 16384
+	test -d $(OUT)/report-onnx || $(BIN)/flrc-edge export $(OUT)/report-lr -o $(OUT)/report-onnx
+	$(BIN)/flrc-edge report $(OUT)/report-onnx -o $(OUT)/report-onnx.html --measure --dense smollm2-135m
+	$(BIN)/flrc-edge report $(OUT)/report-lr -o $(OUT)/report-lr.html
+	node docs/check_report.mjs $(OUT)/report-lr.html $(OUT)
+	node docs/check_report.mjs $(OUT)/report-onnx.html $(OUT)
+	cp $(OUT)/report-desktop-light.png $(OUT)/report-narrow-dark.png docs/images
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Return at most 9 round numbers between two positive limits, about even on a log scale."""
@@ -40,3 +42,16 @@ def plain_log_axes(axes: Axes) -> None:
             axis.set_major_locator(FixedLocator(log_ticks(min(limits), max(limits))))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_locator(NullLocator())
+
+
+def label_decades(axes: Axes) -> None:
+    """Label a log axis 10⁻², 10⁻¹ … in plain text, at most six of them; plain numbers within two."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    low, high = axes.get_ylim()
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    step = max(1, -(-(last - first + 1) // 6))
+    decades = {10.0**e: "10" + str(e).translate(_SUPERSCRIPT) for e in range(first, last + 1, step)}
+    labels = decades if len(decades) > 2 else {t: f"{t:.3g}" for t in log_ticks(low, high) or [low]}
+    axes.yaxis.set_major_locator(FixedLocator(list(labels)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: list(labels.values())[place or 0]))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flrc_edge.figures.canvas import COLOUR_MAP, INK, PAPER, add_axes, house_style, new_figure
+from flrc_edge.figures.log_scale import label_decades
 from flrc_edge.figures.rank_map import RankMap
 from flrc_edge.loss_curves import LossCurves
 from flrc_runtime.manifest import factor_parameters
@@ -29,14 +30,16 @@ def draw_loss_curves(ranks: RankMap, curves: LossCurves) -> Figure:
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
 
+    # The ends of the map would vanish on a dark or a light page.
+    colours = LinearSegmentedColormap.from_list("layers", colormaps[COLOUR_MAP](np.linspace(0.3, 0.88, 64)))
     count = len(ranks.kinds)
     columns, rows = min(_COLUMNS, count), -(-count // _COLUMNS)
     norm = Normalize(ranks.layers[0], max(ranks.layers[-1], ranks.layers[0] + 1))
     positive = [loss for c in curves.projections.values() for loss in c.losses if loss > 0]
     high = max(positive, default=1.0) * 1.5
-    low = max(min(positive, default=1e-6), high * 1e-7) / 1.5
+    low = max(min(positive, default=1e-6), high * 1e-6) / 1.5
     with house_style():
         figure = new_figure(
             _LEFT + columns * (_WIDTH + _GAP_X) + 0.75, _TOP + rows * (_HEIGHT + _GAP_Y) + 0.05
@@ -55,6 +58,7 @@ def draw_loss_curves(ranks: RankMap, curves: LossCurves) -> Figure:
             axes.set_xlim(0, 1.02)
             axes.grid(axis="y")
             axes.minorticks_off()
+            label_decades(axes)
             axes.set_title(kind)
             axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
             if column:
@@ -69,7 +73,7 @@ def draw_loss_curves(ranks: RankMap, curves: LossCurves) -> Figure:
                 x = np.array([factor_parameters(p.shape, r, storage=p.storage) / size for r in curve.ranks])
                 y = np.array(curve.losses)
                 shown = y > 0
-                colour = colormaps[COLOUR_MAP](norm(ranks.layers[i]))
+                colour = colours(norm(ranks.layers[i]))
                 axes.plot(x[shown], y[shown], color=colour, linewidth=0.8)
                 rank = p.ranks[0]
                 if rank is not None and shown.any():
@@ -77,7 +81,7 @@ def draw_loss_curves(ranks: RankMap, curves: LossCurves) -> Figure:
                     share = factor_parameters(p.shape, rank, storage=p.storage) / size
                     axes.scatter([share], [at], s=9, color=[colour], edgecolors=INK, linewidths=0.4, zorder=3)
         bar = figure.colorbar(
-            ScalarMappable(norm, COLOUR_MAP),
+            ScalarMappable(norm, colours),
             cax=add_axes(figure, _LEFT + columns * (_WIDTH + _GAP_X) + 0.02, _TOP, 0.11, _HEIGHT),
         )
         bar.outline.set_visible(False)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flrc_edge.figures.canvas import COLOUR_MAP, INK, MUTED, PAPER, add_axes, house_style, new_figure
-from flrc_edge.figures.log_scale import log_ticks
+from flrc_edge.figures.log_scale import label_decades
 from flrc_edge.figures.rank_map import Grid, RankMap
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ _LEFT, _TOP, _BOTTOM, _BAR = (
     0.33,
     1.0,
 )  # around a map: row names, title, layer numbers, colour bar
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _TITLE = 1.85  # what a title needs
 _DENSE = "#1b1b2a"  # a dot on the bright end of the colour map, on any page
 
@@ -52,7 +50,7 @@ def draw_importance(ranks: RankMap) -> Figure:
             axes.set_title(title)
             bar = figure.colorbar(image, cax=add_axes(figure, left + width + 0.14, top, 0.11, height))
             _plain_bar(bar)
-            _log_labels(bar.ax)
+            label_decades(bar.ax)
         return figure
 
 
@@ -154,16 +152,3 @@ def _plain_bar(bar: Any) -> None:
     bar.outline.set_visible(False)
     bar.minorticks_off()
     bar.ax.tick_params(length=0, pad=4)
-
-
-def _log_labels(axes: Axes) -> None:
-    """Label a log axis 10⁻², 10⁻¹ … in plain text, at most six of them; plain numbers within two."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter
-
-    low, high = axes.get_ylim()
-    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    step = max(1, -(-(last - first + 1) // 6))
-    decades = {10.0**e: "10" + str(e).translate(_SUPERSCRIPT) for e in range(first, last + 1, step)}
-    labels = decades if len(decades) > 2 else {t: f"{t:.3g}" for t in log_ticks(low, high) or [low]}
-    axes.yaxis.set_major_locator(FixedLocator(list(labels)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: list(labels.values())[place or 0]))
