@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # An unpinned torch pulls several GB of CUDA libraries.
 TORCH := torch==2.13.0
 OUT ?= out
+OPTIMUM := .venv-optimum
 
 .PHONY: demo test test-full lint docs docs-cli docs-chat docs-report format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
 
@@ -24,11 +25,18 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m 'not full'
 
-test-full: setup
+test-full: setup $(OPTIMUM)/.ready
 	$(BIN)/flrc-edge pull smollm2-135m
 	$(BIN)/flrc-edge pull gemma-3-270m
 	$(BIN)/flrc-edge pull qwen2.5-coder-0.5b
-	$(BIN)/python -m pytest
+	FLRC_EDGE_OPTIMUM=$(OPTIMUM)/bin/python $(BIN)/python -m pytest
+
+# The environment that export --graph optimum runs optimum-onnx in: it needs transformers 4, flrc-edge has 5.
+$(OPTIMUM)/.ready:
+	test -x $(OPTIMUM)/bin/python || $(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/python -m pip install -q $(TORCH)
+	$(OPTIMUM)/bin/python -m pip install -q 'optimum-onnx>=0.1' onnxruntime
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check .
@@ -144,5 +152,5 @@ benchmarks-speed: setup
 	$(call speed,qwen2.5-coder-0.5b,--tokens 40960)
 
 clean:
-	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OPTIMUM) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,9 +23,9 @@ from flrc_edge.errors import FormatError, UsageError
 from flrc_edge.hf_config import read_config
 from flrc_edge.loss_curves import LossCurves, write_curves
 from flrc_edge.lowrank import LowRankLinear, replace_linear, set_stage
-from flrc_edge.models import LoadedModel
+from flrc_edge.models import LoadedModel, model_shapes
 from flrc_edge.quantization import QuantizedMatrix
-from flrc_exporters.architectures import DecoderConfig, checkpoint_tensors
+from flrc_exporters.architectures import ModelShapes, checkpoint_tensors
 from flrc_exporters.number_format import NumberFormat
 from flrc_runtime import manifest
 from flrc_runtime.files import published_folder, resolve_inside, write_json
@@ -134,7 +134,7 @@ def load(folder: str | Path, stage: int = 0) -> Any:
         raise UsageError(f"stage {stage} does not exist: there are stages 0 to {content.plan.num_stages - 1}")
     resolve_inside(path, "config.json")
     hf_config = read_config(path)
-    decoder = DecoderConfig.from_hf(hf_config)
+    decoder = model_shapes(hf_config, portable=True)
     factors = _read(resolve_inside(path, FACTORS))
     base = _read(resolve_inside(path, BASE))
     _check_tensors(path.name, content.plan, decoder, {**base, **factors})
@@ -167,7 +167,7 @@ def load(folder: str | Path, stage: int = 0) -> Any:
     return model
 
 
-def _check_tensors(where: str, plan: RankPlan, decoder: DecoderConfig, tensors: Mapping[str, Tensor]) -> None:
+def _check_tensors(where: str, plan: RankPlan, decoder: ModelShapes, tensors: Mapping[str, Tensor]) -> None:
     """Compare plan and tensors with what the configuration says they are."""
     expected = checkpoint_tensors(decoder, plan, where=where)
     for name in sorted(expected.keys() ^ tensors.keys()):
@@ -184,7 +184,7 @@ def _check_tensors(where: str, plan: RankPlan, decoder: DecoderConfig, tensors: 
             raise FormatError(f"{where}: tensor {name} is not a permutation", hint="compress the model again")
 
 
-def _as_floats(tensors: Mapping[str, Tensor], plan: RankPlan, decoder: DecoderConfig) -> dict[str, Tensor]:
+def _as_floats(tensors: Mapping[str, Tensor], plan: RankPlan, decoder: ModelShapes) -> dict[str, Tensor]:
     """Replace integers and their scales by the floats they stand for."""
     formats = {name: (plan.embedding, shape) for name, shape in decoder.other_tensors().items()}
     for p in plan.projections:

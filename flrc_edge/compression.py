@@ -22,11 +22,12 @@ from flrc_edge.measurements import calibration_windows, input_grams, measure, wi
 from flrc_edge.models import LoadedModel, open_model
 from flrc_edge.placement import placed, stored_chunks
 from flrc_edge.planning import factorize_all, plan_ranks, plan_sizes, search_plan
+from flrc_edge.portable_model import check_portable
 from flrc_edge.progress import Progress, Timings, silent
 from flrc_edge.quantization import QuantizedMatrix
 from flrc_edge.settings import Settings
 from flrc_edge.validation import Validation
-from flrc_exporters.architectures import DecoderConfig
+from flrc_exporters.architectures import DecoderConfig, ModelShapes
 from flrc_runtime.files import check_output_folder
 from flrc_runtime.manifest import Manifest, ModelInfo, RankPlan, Schedule
 
@@ -36,6 +37,7 @@ def compress(
     output: str | Path,
     settings: Settings | None = None,
     *,
+    portable: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
     timings: Timings | None = None,
@@ -46,6 +48,7 @@ def compress(
         model: What :func:`flrc_edge.open_model` takes or gives. A loaded one is left as it was.
         output: Folder to write; appears whole or not at all.
         settings: How to compress.
+        portable: Also take families outside the capability table (``--graph optimum``).
         overwrite: Replace a checkpoint that is there.
         progress: Called after each unit of work.
         timings: Filled with the wall time of each phase.
@@ -60,13 +63,15 @@ def compress(
     target = Path(output)
     check_output_folder(target, overwrite=overwrite)
     with timings.phase("load"):
-        loaded = open_model(model) if isinstance(model, str) else model
+        loaded = open_model(model, portable=portable) if isinstance(model, str) else model
+    if not isinstance(loaded.config, DecoderConfig):
+        check_portable(loaded, settings)
     shapes = {p.name: p.shape for p in loaded.config.projections()}
     info = model_info(loaded.name, loaded.config)  # refuses early what no manifest could say
     if settings.sizes:
         formats = Formats.of(settings.dtype, settings.head)
         check_sizes(
-            loaded.config, settings.sizes, formats, storages=settings.storages, step=settings.rank_step
+            loaded.decoder, settings.sizes, formats, storages=settings.storages, step=settings.rank_step
         )
     else:
         allocation.check_feasible(
@@ -191,7 +196,7 @@ def _facts(validation: Validation | None) -> dict[str, float]:
     }
 
 
-def model_info(name: str, config: DecoderConfig) -> ModelInfo:
+def model_info(name: str, config: ModelShapes) -> ModelInfo:
     """Return the facts of a model that its checkpoints and bundles carry."""
     return ModelInfo(
         name=name,

@@ -142,7 +142,7 @@ def frontier(
                 integers = round_model(loaded.model, c.plan, c.chunks)
             else:
                 integers = quantize_model(loaded.model, c.plan, c.chunks, grams, progress=progress)
-        size = file_size(loaded.config, c.plan, context=loaded.config.export_context())
+        size = file_size(loaded.decoder, c.plan, context=loaded.decoder.export_context())
         with timings.phase("perplexity"), placed_integers(loaded, c.plan, c.chunks, integers) as model:
             points += [
                 Point(

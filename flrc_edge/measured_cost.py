@@ -15,7 +15,7 @@ from typing import Any
 from flrc_edge.compress_cost import Speed, compress_cost
 from flrc_edge.errors import FlrcError
 from flrc_edge.machine import machine
-from flrc_edge.models import resolve_model
+from flrc_edge.models import decoder_of, resolve_model
 from flrc_edge.progress import Progress, silent
 from flrc_runtime.cache import ENVIRONMENT, cache_folder
 from flrc_runtime.files import read_json
@@ -83,7 +83,7 @@ def measure_cost(models: Sequence[str], tokens: Sequence[int], *, progress: Prog
         for count in tokens:
             speed = Speed.measured()
             expected = compress_cost(
-                source.config,
+                decoder_of(source.config),
                 tokens=count,
                 window=min(WINDOW, source.config.context_length),
                 storage="plain",

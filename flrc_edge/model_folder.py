@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flrc_exporters.architectures import DecoderConfig
+from flrc_exporters.architectures import ModelShapes
 from flrc_runtime.errors import FlrcError, FormatError, UnsupportedModelError
 from flrc_runtime.files import read_json
 
@@ -96,7 +96,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def check_weights(folder: Path, config: DecoderConfig) -> int:
+def check_weights(folder: Path, config: ModelShapes) -> int:
     """Check that the folder holds every tensor of ``config`` with its shape, and none that would be ignored.
 
     Args:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flrc_exporters.architectures import DecoderConfig
+from flrc_exporters.architectures import FAMILIES, DecoderConfig, ModelShapes
 from flrc_runtime.cache import cache_folder
 from flrc_runtime.errors import FlrcError, FormatError, UnsupportedModelError, UsageError
 from flrc_runtime.files import published_folder, sha256_of
@@ -40,14 +40,14 @@ class ModelSource:
         name: How it is called in manifests and tables.
         kind: ``folder``, ``hub`` or ``gguf``.
         location: The folder or file; for the hub the id.
-        config: The decoder.
+        config: The decoder; of a family that only ``--graph optimum`` takes, its shapes.
         hf_config: Its ``config.json``, normalized (see :mod:`flrc_edge.hf_config`).
     """
 
     name: str
     kind: Literal["folder", "hub", "gguf"]
     location: str
-    config: DecoderConfig
+    config: ModelShapes
     hf_config: Mapping[str, Any]
 
 
@@ -66,18 +66,55 @@ class LoadedModel:
 
     name: str
     path: Path
-    config: DecoderConfig
+    config: ModelShapes
     hf_config: Mapping[str, Any]
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
 
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The decoder, for what the exporter has to know of it.
 
-def resolve_model(name_or_path: str) -> ModelSource:
+        Raises:
+            UsageError: The model is of a family that it cannot compute.
+        """
+        return decoder_of(self.config)
+
+
+def decoder_of(config: ModelShapes) -> DecoderConfig:
+    """Return a decoder that the exporter can compute.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if not isinstance(config, DecoderConfig):
+        raise UsageError(
+            f"a {config.architecture} has no size in bytes before it is exported",
+            hint="give shares of parameters: --keep or --stages",
+        )
+    return config
+
+
+def model_shapes(hf_config: Mapping[str, Any], *, portable: bool) -> ModelShapes:
+    """Return the decoder of a configuration, or its shapes if it is of another family and ``portable`` is wanted.
+
+    Raises:
+        UnsupportedModelError: It is of another family, or has a layout that cannot be compressed.
+    """
+    if portable and hf_config.get("model_type") not in FAMILIES:
+        from .portable_shapes import portable_shapes
+
+        return portable_shapes(hf_config)
+    return DecoderConfig.from_hf(hf_config)
+
+
+def resolve_model(name_or_path: str, *, portable: bool = False) -> ModelSource:
     """Find a model and refuse it early if it cannot be compressed.
 
     Args:
         name_or_path: A built-in name, a folder, a ``.gguf`` file or a hub id. A built-in name wins over a
             folder of that name; write ``./name`` for the folder.
+        portable: Also take families outside the capability table, whose graphs come from optimum.
 
     Raises:
         FlrcError: Unknown name, missing folder, a built-in model that was not pulled, pickled weights.
@@ -88,7 +125,7 @@ def resolve_model(name_or_path: str) -> ModelSource:
         return _builtin(name_or_path)
     path = Path(name_or_path).expanduser()
     if name_or_path and path.is_dir():
-        return _folder(path)
+        return _folder(path, portable=portable)
     if name_or_path and path.is_file():
         from .gguf_file import read_gguf
 
@@ -99,7 +136,7 @@ def resolve_model(name_or_path: str) -> ModelSource:
 
         config = fetch_config(name_or_path)
         name = name_or_path.rpartition("/")[2]
-        return ModelSource(name, "hub", name_or_path, DecoderConfig.from_hf(config), config)
+        return ModelSource(name, "hub", name_or_path, model_shapes(config, portable=portable), config)
     raise UsageError(
         f"there is no model {name_or_path!r}",
         hint=f"give a folder, a GGUF file, a hub id (owner/name) or one of {', '.join(BUILTIN)}",
@@ -120,23 +157,24 @@ def read_decoder_config(name_or_path: str) -> tuple[str, DecoderConfig]:
         path = path.parent
     elif name_or_path in BUILTIN or not (path / "config.json").is_file():
         source = resolve_model(name_or_path)
-        return source.name, source.config
+        return source.name, decoder_of(source.config)
     return path.resolve().name, DecoderConfig.from_hf(read_config(path))
 
 
-def open_model(name_or_path: str, *, dtype: str = "float32") -> LoadedModel:
+def open_model(name_or_path: str, *, dtype: str = "float32", portable: bool = False) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Args:
         name_or_path: See :func:`resolve_model`.
         dtype: Of the weights in memory: float32, bfloat16 or float16.
+        portable: See :func:`resolve_model`.
 
     Raises:
         FlrcError: See :func:`resolve_model`; also if the loaded modules are not those of the configuration.
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    source = resolve_model(name_or_path)
+    source = resolve_model(name_or_path, portable=portable)
     folder = _materialize(source)
     return LoadedModel(
         name=source.name,
@@ -158,14 +196,14 @@ def _builtin(name: str) -> ModelSource:
     return ModelSource(name, "folder", source.location, source.config, source.hf_config)
 
 
-def _folder(path: Path) -> ModelSource:
+def _folder(path: Path, *, portable: bool = False) -> ModelSource:
     if (path / "flrc.json").is_file():
         raise FlrcError(
             f"{path} is a folder that flrc-edge wrote, not a model to compress",
             hint="flrc-edge inspect shows what it holds",
         )
     hf_config = read_config(path)
-    config = DecoderConfig.from_hf(hf_config)
+    config = model_shapes(hf_config, portable=portable)
     check_weights(path, config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if not (path / name).is_file():
@@ -183,7 +221,7 @@ def _materialize(source: ModelSource) -> Path:
         from .hub import fetch_model
 
         folder = fetch_model(source.location)
-        _folder(folder)
+        _folder(folder, portable=not isinstance(source.config, DecoderConfig))
         return folder
     return _converted(Path(source.location))
 
@@ -247,7 +285,7 @@ def _no_progress_bar() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _check_modules(model: Any, config: DecoderConfig) -> None:
+def _check_modules(model: Any, config: ModelShapes) -> None:
     """Compare the ``nn.Linear`` modules of the decoder layers with the projections of the configuration."""
     from torch import nn
 

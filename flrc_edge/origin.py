@@ -62,5 +62,6 @@ def open_dense(model: str | LoadedModel | None, content: Manifest, folder: Path)
         check_dense(model, content, where=folder.name)
         return model
     name = dense_name(model, content, where=folder.name)
-    check_dense(resolve_model(name), content, where=folder.name)  # before any weights are loaded
-    return open_model(name)
+    # before any weights are loaded
+    check_dense(resolve_model(name, portable=True), content, where=folder.name)
+    return open_model(name, portable=True)

@@ -139,7 +139,7 @@ def plan_sizes(
         )
         rounding, embedding = dict.fromkeys(factors, alike), dict.fromkeys(formats.embedding, 0.0)
     plan = joint_plan(
-        loaded.config,
+        loaded.decoder,
         curves,
         rounding,
         embedding,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from flrc_runtime.errors import FormatError, UnsupportedModelError
 from flrc_runtime.manifest import RankPlan
@@ -98,6 +98,62 @@ class Projection:
     name: str
     shape: tuple[int, int]
     group: str
+
+
+class ModelShapes(Protocol):
+    """What has to be known of a model to compress it, whatever its layers compute.
+
+    A :class:`DecoderConfig` is one, which the exporter also knows how to compute.
+    """
+
+    @property
+    def architecture(self) -> str:
+        """The ``model_type`` of its configuration."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the logits."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of queries."""
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values."""
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a head."""
+
+    @property
+    def context_length(self) -> int:
+        """Positions, in tokens."""
+
+    @property
+    def tied_embedding(self) -> bool:
+        """Whether the head reads the embedding."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+
+    def projections(self) -> tuple[Projection, ...]:
+        """Return every projection in the order of the model."""
+
+    def other_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Return name and shape of every tensor that is not a projection's weight, a tied head left out."""
+
+    def parameters(self) -> int:
+        """Return the parameters of the whole model, a tied embedding counted once."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +304,7 @@ class DecoderConfig:
         return projections + sum(math.prod(shape) for shape in self.other_tensors().values())
 
 
-def checkpoint_tensors(config: DecoderConfig, plan: RankPlan, *, where: str) -> dict[str, tuple[int, ...]]:
+def checkpoint_tensors(config: ModelShapes, plan: RankPlan, *, where: str) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor that a checkpoint of this plan holds; errors begin with ``where``.
 
     Raises:
@@ -288,7 +344,10 @@ def _family(config: Mapping[str, Any]) -> Family:
     if not isinstance(kind, str) or kind not in FAMILIES:
         reason = _REASONS.get(str(kind))
         why = f" ({reason})" if reason else ""
-        raise UnsupportedModelError(f"config.json: model_type {kind!r} is not supported{why}", hint=supported)
+        raise UnsupportedModelError(
+            f"config.json: model_type {kind!r} is not supported{why}",
+            hint=f"{supported}; others may go the way of --graph optimum (docs/optimum.md)",
+        )
     family = FAMILIES[kind]
     classes = config.get("architectures")
     if classes and classes != [family.causal_class]:

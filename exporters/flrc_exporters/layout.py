@@ -87,6 +87,11 @@ def group_layouts(config: DecoderConfig, plan: RankPlan) -> dict[str, GroupLayou
     return {name: _layout(name, tuple(members), plan.num_stages) for name, members in groups.items()}
 
 
+def single_layout(projection: ProjectionPlan, num_stages: int) -> GroupLayout:
+    """Return the layout of a projection that shares its input's products with no other."""
+    return _layout(projection.name, (projection,), num_stages)
+
+
 def _layout(name: str, members: tuple[ProjectionPlan, ...], num_stages: int) -> GroupLayout:
     stacks: dict[tuple[int, str], list[Part]] = {}  # by last stage that reads it, and number format
     for member in members:

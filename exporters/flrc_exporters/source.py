@@ -44,6 +44,10 @@ class CheckpointTensors:
                 ) from None
             self._files.append(file)
 
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all tensors."""
+        return tuple(self._slices)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor.
 

@@ -115,7 +115,7 @@ def recipes(config: DecoderConfig, groups: dict[str, GroupLayout], formats: Form
         ]
         for name, group in groups.items():
             if name.startswith(f"{layer}."):
-                result += _group_recipes(name, group, shapes, formats.accuracy_level)
+                result += group_recipes(name, group, shapes, formats.accuracy_level)
     result.append(Vector("model.norm.weight", ("model.norm.weight",), hidden, config.norm_offset))
     if not config.tied_embedding:
         head = (Piece("lm_head.weight", 0, vocab),)
@@ -123,9 +123,10 @@ def recipes(config: DecoderConfig, groups: dict[str, GroupLayout], formats: Form
     return result
 
 
-def _group_recipes(
+def group_recipes(
     name: str, group: GroupLayout, shapes: dict[str, tuple[int, ...]], accuracy_level: AccuracyLevel
 ) -> list[Recipe]:
+    """Return what the tensors of one input group are made of; biases are those that ``shapes`` names."""
     result: list[Recipe] = []
     for block in group.blocks:
         full_name = f"{name}.{block.name}" if block.name else name

@@ -53,6 +53,13 @@ class WeightFile(WeightTable):
                 if progress is not None:
                     progress(i + 1, len(wanted))
 
+    def append(self, name: str, values: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> Stored:
+        """Write one more tensor behind the others."""
+        stored = self.reserve(name, "int64" if values.dtype == np.int64 else "float32", values.shape)
+        with self.path.open("r+b") as file:
+            _put(file, stored.offset, values)
+        return stored
+
     def write_rotary(self, config: DecoderConfig, context: int) -> None:
         """Append cosines and sines of every kind of rotary embedding, computed in float64."""
         with self.path.open("r+b") as file:

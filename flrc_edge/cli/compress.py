@@ -75,6 +75,13 @@ from flrc_edge.errors import UsageError
 )
 @calibration_options
 @factor_options
+@click.option(
+    "--graph",
+    type=click.Choice(["own", "optimum"]),
+    default="own",
+    show_default=True,
+    help="optimum: also take families that only optimum-onnx exports (float factors; see export --graph).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -87,6 +94,7 @@ def command(
     boundaries: str | None,
     texts: tuple[str, ...],
     no_cache: bool,
+    graph: str,
     overwrite: bool,
     as_json: bool,
     **settings: Any,
@@ -113,7 +121,7 @@ def command(
 
     check_output_folder(output, overwrite=overwrite)
     sources = tuple(WeightedText.parse(t) for t in texts)
-    resolve_model(model)
+    resolve_model(model, portable=graph == "optimum")
 
     from flrc_edge.compression import compress
     from flrc_edge.progress import Timings
@@ -130,7 +138,15 @@ def command(
     )
     timings = Timings()
     with from_context() as progress:
-        result = compress(model, output, chosen, overwrite=overwrite, progress=progress, timings=timings)
+        result = compress(
+            model,
+            output,
+            chosen,
+            portable=graph == "optimum",
+            overwrite=overwrite,
+            progress=progress,
+            timings=timings,
+        )
     if result is None:
         return
     plan = result.plan
@@ -154,7 +170,8 @@ def command(
         context = result.model.context_length
         click.echo(schedule_text(result.schedule, stages=plan.num_stages, context=context))
     click.echo("  ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.seconds.items()))
-    click.echo(f"Next: flrc-edge export {output} -o {output}.onnx")
+    way = " --graph optimum" if graph == "optimum" else ""
+    click.echo(f"Next: flrc-edge export {output} -o {output}.onnx{way}")
 
 
 def _keeps(keep: str | None, stages: str | None, target_size: str | None) -> tuple[float, ...] | None:

@@ -10,6 +10,7 @@ import click
 
 from flrc_edge.cli.progress_bar import from_context
 from flrc_edge.cli.settings import INTEGERS
+from flrc_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from flrc_runtime.manifest import Manifest
@@ -32,6 +33,19 @@ DTYPES = click.Choice(["fp32", *INTEGERS])
 @click.option(
     "--context", type=int, help="Tokens a conversation may have; default: the model's, at most 4096."
 )
+@click.option(
+    "--graph",
+    type=click.Choice(["own", "optimum"]),
+    default="own",
+    show_default=True,
+    help="optimum: the graph that optimum-onnx exports, factorized, for ORTModelForCausalLM; takes families that ours "
+    "lacks.",
+)
+@click.option(
+    "--optimum-python",
+    metavar="PYTHON",
+    help="With --graph optimum: of the environment with optimum-onnx ($FLRC_EDGE_OPTIMUM).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
@@ -42,6 +56,8 @@ def command(
     dtype: Any,
     head: Any,
     context: int | None,
+    graph: str,
+    optimum_python: str | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -53,6 +69,11 @@ def command(
     from flrc_exporters.bundle import export
     from flrc_runtime.manifest import read
 
+    if graph == "optimum":
+        if head is not None or context is not None:
+            raise UsageError("--head and --context are for our own graph", hint="leave them out")
+        _portable(checkpoint, output, dtype or "fp32", optimum_python, overwrite=overwrite, as_json=as_json)
+        return
     quiet = bool((ctx.find_root().params or {}).get("quiet"))
     if dtype != "fp32" and not quiet and not read(checkpoint, "checkpoint").plan.embedding:
         click.echo(f"{dtype or 'int4'}: weights are rounded to nearest", err=True)
@@ -75,6 +96,26 @@ def command(
     for i, stage in enumerate(manifest.stages):
         click.echo(f"  stage {i}  keep {stage.keep:.3f}  reads {_mb(stage.bytes)} a token")
     click.echo(f'Next: flrc-edge generate {output} "Once upon a time"')
+
+
+def _portable(
+    checkpoint: Path, output: Path, dtype: Any, python: str | None, *, overwrite: bool, as_json: bool
+) -> None:
+    from flrc_exporters.portable import export_portable
+
+    with from_context() as progress:
+        manifest = export_portable(
+            checkpoint, output, optimum=python, dtype=dtype, overwrite=overwrite, progress=progress
+        )
+    if as_json:
+        click.echo(json.dumps(_summary(manifest, output), indent=1))
+        return
+    click.echo(f"Wrote {output} ({_mb(_size(manifest))}, {manifest.dtype}, from optimum's graph):")
+    for stage in manifest.stages:
+        click.echo(f"  {stage.graph}  keep {stage.keep:.3f}  reads {_mb(stage.bytes)} a token")
+    click.echo(
+        f'Next: ORTModelForCausalLM.from_pretrained("{output}", file_name="{manifest.stages[0].graph}")'
+    )
 
 
 def _summary(manifest: Manifest, output: Path) -> dict[str, Any]:

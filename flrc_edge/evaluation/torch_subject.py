@@ -83,7 +83,7 @@ def open_checkpoint_subject(folder: Path, content: Manifest) -> TorchSubject:
 
 def open_model_subject(name: str) -> TorchSubject:
     """Open a model by folder or name; its one stage is dense."""
-    return loaded_subject(open_model(name))
+    return loaded_subject(open_model(name, portable=True))
 
 
 def loaded_subject(loaded: LoadedModel) -> TorchSubject:

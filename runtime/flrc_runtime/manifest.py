@@ -24,8 +24,17 @@ CARD = "README.md"
 _UNLISTED = (FILE_NAME, CARD)
 MAX_STAGES = 64
 
-Kind = Literal["checkpoint", "bundle"]
+Kind = Literal["checkpoint", "bundle", "portable"]
 Storage = Literal["plain", "pivoted"]
+# By the kind that is there and the one that is needed.
+_HINTS = {
+    ("checkpoint", "bundle"): "flrc-edge export writes a bundle",
+    ("checkpoint", "portable"): "flrc-edge export --graph optimum writes one",
+    ("bundle", "checkpoint"): "flrc-edge compress writes a checkpoint",
+    ("bundle", "portable"): "flrc-edge export --graph optimum writes one",
+    ("portable", "checkpoint"): "flrc-edge compress writes a checkpoint",
+    ("portable", "bundle"): "optimum's ORTModelForCausalLM opens it (docs/optimum.md)",
+}
 # How a matrix is stored: float32, or integers of so many bits with one scale a block of so many inputs.
 FORMATS = ("fp32", *(f"int{bits}/{block}" for bits in (8, 4, 2) for block in (32, 64, 128)))
 
@@ -285,7 +294,8 @@ class Manifest:
     """The content of ``flrc.json``.
 
     Args:
-        kind: ``checkpoint`` (written by ``compress``) or ``bundle`` (written by ``export``).
+        kind: ``checkpoint`` (written by ``compress``), ``bundle`` (written by ``export``), or ``portable`` (by ``export
+            --graph optimum``: graphs of standard operators that grow their KV cache, for optimum's runtime classes).
         model: Facts of the original model.
         plan: Ranks of every projection and stage.
         schedule: Token counts at which decoding moves on.
@@ -311,7 +321,7 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("checkpoint", "bundle"), f"kind {self.kind!r} is not checkpoint or bundle")
+        _require(self.kind in get_args(Kind), f"kind {self.kind!r} is not {', '.join(get_args(Kind))}")
         _require(
             len(self.schedule.boundaries) == self.plan.num_stages - 1,
             f"{self.plan.num_stages} stages need {self.plan.num_stages - 1} schedule boundaries",
@@ -322,7 +332,7 @@ class Manifest:
             or (len(rows) == self.plan.num_stages and len({len(r) for r in rows}) == 1 and len(rows[0]) > 0),
             "schedule.divergence must hold one row a stage, all of one length",
         )
-        expected = self.plan.num_stages if self.kind == "bundle" else 0
+        expected = 0 if self.kind == "checkpoint" else self.plan.num_stages
         _require(len(self.stages) == expected, f"a {self.kind} of this plan has {expected} stage graphs")
         _require(len({s.graph for s in self.stages}) == expected, "two stages share a graph")
 
@@ -330,6 +340,8 @@ class Manifest:
         """Return the files without which the folder cannot be used; each must be listed in ``files``."""
         if self.kind == "checkpoint":
             return ("config.json", "tokenizer.json", "base.safetensors", "factors.safetensors")
+        if self.kind == "portable":
+            return (*(s.graph for s in self.stages), "weights.bin", "config.json", "tokenizer.json")
         return (*(s.graph for s in self.stages), "weights.bin", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -390,10 +402,8 @@ def parse(folder: Path, kind: Kind | None = None) -> Manifest:
     if CARD in manifest.files:  # folders written before the card was left out
         manifest = replace(manifest, files={n: f for n, f in manifest.files.items() if n != CARD})
     if kind is not None and manifest.kind != kind:
-        command = "export" if kind == "bundle" else "compress"
-        raise FormatError(
-            f"{folder.name} is a {manifest.kind}, not a {kind}", hint=f"flrc-edge {command} writes a {kind}"
-        )
+        found = "portable folder" if manifest.kind == "portable" else manifest.kind
+        raise FormatError(f"{folder.name} is a {found}, not a {kind}", hint=_HINTS[manifest.kind, kind])
     for name in manifest.files:
         check_name(folder, name)
     for name in manifest.required_files():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .manifest import CARD, Manifest
 
+_KINDS = {"checkpoint": "checkpoint", "bundle": "bundle", "portable": "portable folder"}
 _RUN = {
     "bundle": """```sh
 pip install flrc-edge
@@ -23,6 +24,18 @@ for token in model.stream("Why is the sky blue?"):
 ```
 
 Stage 0 alone also runs in onnxruntime-genai.
+""",
+    "portable": """```python
+from optimum.onnxruntime import ORTModelForCausalLM
+from transformers import AutoTokenizer
+
+model = ORTModelForCausalLM.from_pretrained("FOLDER", file_name="stage_0.onnx")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+ids = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0]))
+```
+
+Every stage is a graph of its own with the same inputs and outputs, and all read one weight file.
 """,
     "checkpoint": """```sh
 pip install 'flrc-edge[all]'
@@ -46,18 +59,18 @@ def write_card(folder: Path, manifest: Manifest) -> None:
 def model_card(manifest: Manifest) -> str:
     """Return the card: YAML metadata and Markdown, nothing that the manifest does not say."""
     model, plan = manifest.model, manifest.plan
-    tags = ["flrc-edge", "low-rank", "svd", *(["onnx"] if manifest.kind == "bundle" else [])]
+    tags = ["flrc-edge", "low-rank", "svd", *(["onnx"] if manifest.stages else [])]
     lines = [
         "---",
         "library_name: flrc-edge",
         "pipeline_tag: text-generation",
         f"tags: {json.dumps(tags)}",
-        f"model_name: {json.dumps(f'{model.name}, {manifest.kind} of flrc-edge')}",
+        f"model_name: {json.dumps(f'{model.name}, {_KINDS[manifest.kind]} of flrc-edge')}",
         "---",
         "",
         f"# {_plain(model.name)}, low-rank",
         "",
-        f"A {manifest.kind} of {_plain(model.name)} ({model.architecture}, {model.parameters / 1e6:,.1f} M "
+        f"A {_KINDS[manifest.kind]} of {_plain(model.name)} ({model.architecture}, {model.parameters / 1e6:,.1f} M "
         f"parameters), compressed with flrc-edge: {_projections(manifest)}. Numbers: "
         f"{manifest.dtype}{f', embedding and head {plan.embedding}' if plan.embedding else ''}.",
         "",
