@@ -19,6 +19,7 @@ from flrc_edge.cli.decoding import (
     sampling_options,
     stage_options,
 )
+from flrc_edge.cli.loading import load_bundle
 from flrc_edge.cli.stage_text import StageText, printable, wants_color
 from flrc_edge.errors import UsageError
 
@@ -67,11 +68,11 @@ def command(
 
     The answer goes to stdout, its speed to stderr. Ctrl-C ends it and keeps the text so far.
     """
-    from flrc_runtime import Speculation, load
+    from flrc_runtime import Speculation
 
     check_stage_options(stage=stage, ms_per_token=ms_per_token, mean_keep=mean_keep, speculative=speculative)
     chosen = sampling_of(sampling)
-    model = load(bundle, context=context, threads=threads, stages=None if stage is None else (stage,))
+    model = load_bundle(bundle, context=context, threads=threads, stages=None if stage is None else (stage,))
     stream = model.stream(
         _read_prompt(prompt),
         max_tokens=max_tokens,

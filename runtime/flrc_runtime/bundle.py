@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def load(
     stages: Sequence[int] | None = None,
     providers: Sequence[str] = (CPU,),
     pack: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -68,6 +69,7 @@ def load(
         pack: Open weights packed for this machine, which the first load puts into the user's cache (packing.py): all
             stages then take the memory of one. Only with the CPU provider alone; where the cache cannot be written,
             a warning is logged and the bundle's own files are opened.
+        progress: Called while weights are packed, with the stages done and their number.
 
     Raises:
         UsageError: ``context``, ``threads``, a stage or a provider is not possible.
@@ -86,7 +88,7 @@ def load(
     packed, obstacle = None, None
     if pack and tuple(providers) == (CPU,):
         try:
-            packed = pack_bundle(opened.folder, opened.manifest)
+            packed = pack_bundle(opened.folder, opened.manifest, progress=progress)
         except FlrcError as error:
             obstacle = error
     sessions = StageSessions(

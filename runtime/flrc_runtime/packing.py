@@ -113,6 +113,8 @@ def pack(folder: Path, manifest: Manifest, *, progress: Callable[[int, int], Non
         work.mkdir()
         with (work / WEIGHTS).open("wb") as file:
             shared = SharedWeights(file, WEIGHTS)
+            if progress is not None:
+                progress(0, len(manifest.stages))
             for done, stage in enumerate(manifest.stages, 1):
                 own = _saved_by_onnxruntime(resolve_inside(folder, stage.graph), work)
                 graph = shared.move(own, own.with_suffix(".bin"))
