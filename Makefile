@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 OUT ?= out
 OPTIMUM := .venv-optimum
 
-.PHONY: demo test test-full lint docs docs-cli docs-chat docs-report format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
+.PHONY: demo test test-full lint docs docs-cli docs-chat docs-report android-tools android-test format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
 
 setup: $(VENV)/.ready
 
@@ -25,7 +25,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m 'not full'
 
-test-full: setup $(OPTIMUM)/.ready
+test-full: setup android-tools $(OPTIMUM)/.ready
 	$(BIN)/flrc-edge pull smollm2-135m
 	$(BIN)/flrc-edge pull gemma-3-270m
 	$(BIN)/flrc-edge pull qwen2.5-coder-0.5b
@@ -71,6 +71,13 @@ docs-report: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What the Android demo's engine runs on: onnxruntime's Java API and libraries, pinned by SHA-256, in the user's cache.
+android-tools: setup
+	$(BIN)/python android_demo/tools/fetch_tools.py
+
+android-test: android-tools
+	$(BIN)/python -m pytest tests/android
 
 # Measures every figure of docs/benchmarks.md again, in about eight hours on two cores; nothing else may run meanwhile.
 # Statistics are cached by what they are measured on, so an interrupted run goes on where it was.

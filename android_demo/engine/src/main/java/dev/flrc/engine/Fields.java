@@ -1,0 +1,112 @@
+package dev.flrc.engine;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+
+/** The fields of a JSON object; every error names the place. */
+final class Fields {
+    private final Map<?, ?> values;
+    private final String where;
+
+    private Fields(Map<?, ?> values, String where) {
+        this.values = values;
+        this.where = where;
+    }
+
+    static Fields of(Object value, String where) throws FormatException {
+        if (!(value instanceof Map)) {
+            throw new FormatException(where + ": expected an object");
+        }
+        return new Fields((Map<?, ?>) value, where);
+    }
+
+    /** Refuses fields of any other name. */
+    void only(String... names) throws FormatException {
+        for (Object key : values.keySet()) {
+            if (!Arrays.asList(names).contains(key)) {
+                throw new FormatException(where + ": unknown field '" + key + "'");
+            }
+        }
+    }
+
+    boolean has(String name) {
+        return values.get(name) != null;
+    }
+
+    String text(String name) throws FormatException {
+        Object value = values.get(name);
+        if (!(value instanceof String)) {
+            throw wrong(name, "a string");
+        }
+        return (String) value;
+    }
+
+    long whole(String name, long least, long most) throws FormatException {
+        Object value = values.get(name);
+        if (!(value instanceof Long) || (Long) value < least || (Long) value > most) {
+            throw wrong(name, "a whole number from " + least + " to " + most);
+        }
+        return (Long) value;
+    }
+
+    int count(String name, int least) throws FormatException {
+        return (int) whole(name, least, Integer.MAX_VALUE);
+    }
+
+    double real(String name) throws FormatException {
+        Object value = values.get(name);
+        if (!(value instanceof Number)) {
+            throw wrong(name, "a number");
+        }
+        return ((Number) value).doubleValue();
+    }
+
+    int[] counts(String name, int least) throws FormatException {
+        List<?> list = list(name);
+        int[] result = new int[list.size()];
+        for (int i = 0; i < result.length; i++) {
+            Object value = list.get(i);
+            if (!(value instanceof Long) || (Long) value < least || (Long) value > Integer.MAX_VALUE) {
+                throw wrong(name, "a list of whole numbers of at least " + least);
+            }
+            result[i] = ((Long) value).intValue();
+        }
+        return result;
+    }
+
+    Fields object(String name) throws FormatException {
+        return of(values.get(name), where + "." + name);
+    }
+
+    List<Fields> objects(String name) throws FormatException {
+        List<Fields> result = new ArrayList<>();
+        for (Object value : list(name)) {
+            result.add(of(value, where + "." + name));
+        }
+        return result;
+    }
+
+    /** The objects of an object, by name. */
+    Map<String, Fields> named() throws FormatException {
+        Map<String, Fields> result = new LinkedHashMap<>();
+        for (Map.Entry<?, ?> entry : values.entrySet()) {
+            result.put((String) entry.getKey(), of(entry.getValue(), where + "[" + entry.getKey() + "]"));
+        }
+        return result;
+    }
+
+    private List<?> list(String name) throws FormatException {
+        Object value = values.get(name);
+        if (!(value instanceof List)) {
+            throw wrong(name, "a list");
+        }
+        return (List<?>) value;
+    }
+
+    private FormatException wrong(String name, String expected) {
+        return new FormatException(where + "." + name + ": expected " + expected);
+    }
+}

@@ -1,0 +1,96 @@
+package dev.flrc.engine.decode;
+
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtLoggingLevel;
+import ai.onnxruntime.OrtSession;
+import dev.flrc.engine.BundleFiles;
+import dev.flrc.engine.FlrcException;
+import dev.flrc.engine.Manifest;
+import dev.flrc.engine.VerificationException;
+import java.io.File;
+import java.util.HashMap;
+import java.util.Map;
+
+/** One onnxruntime session a stage, opened at first use. */
+public final class StageSessions implements AutoCloseable {
+    private final File folder;
+    private final Manifest manifest;
+    private final int threads;
+    private final OrtEnvironment environment;
+    private final Map<Integer, OrtSession> open = new HashMap<>();
+
+    /**
+     * @param folder the bundle
+     * @param manifest what {@link Manifest#read} said of it
+     * @param threads of one operator; 0 for onnxruntime's own choice
+     */
+    public StageSessions(File folder, Manifest manifest, int threads) throws FlrcException {
+        this.folder = folder;
+        this.manifest = manifest;
+        this.threads = threads;
+        this.environment = OrtEnvironment.getEnvironment(OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR, "flrc-edge");
+        try {
+            environment.setTelemetry(false);
+        } catch (OrtException e) {
+            throw new FlrcException("onnxruntime cannot be started: " + reason(e));
+        }
+    }
+
+    OrtEnvironment environment() {
+        return environment;
+    }
+
+    public Manifest manifest() {
+        return manifest;
+    }
+
+    /**
+     * The session of a stage.
+     *
+     * @throws VerificationException its graph is missing, or onnxruntime does not open it
+     */
+    public synchronized OrtSession get(int stage) throws FlrcException {
+        OrtSession session = open.get(stage);
+        if (session == null) {
+            if (stage < 0 || stage >= manifest.stages.size()) {
+                throw new FlrcException("stage " + stage + " is not one of the bundle's " + manifest.stages.size());
+            }
+            File graph = BundleFiles.resolveInside(folder, manifest.stages.get(stage).graph);
+            try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
+                if (threads > 0) {
+                    options.setIntraOpNumThreads(threads);
+                }
+                session = environment.createSession(graph.getPath(), options);
+            } catch (OrtException e) {
+                throw new VerificationException(
+                    folder.getName() + ": " + graph.getName() + " cannot be opened: " + reason(e), "copy the bundle again");
+            }
+            open.put(stage, session);
+        }
+        return session;
+    }
+
+    /** How many stages are open. */
+    public synchronized int openCount() {
+        return open.size();
+    }
+
+    @Override
+    public synchronized void close() throws FlrcException {
+        try {
+            for (OrtSession session : open.values()) {
+                session.close();
+            }
+        } catch (OrtException e) {
+            throw new FlrcException("a graph cannot be closed: " + reason(e));
+        }
+        open.clear();
+    }
+
+    static String reason(OrtException error) {
+        String text = String.valueOf(error.getMessage());
+        String first = text.substring(text.lastIndexOf("message:") < 0 ? 0 : text.lastIndexOf("message:") + 8).trim();
+        return first.split("\n", 2)[0];
+    }
+}

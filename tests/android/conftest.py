@@ -1,0 +1,73 @@
+"""The Java engine of the Android demo, compiled once and run on this machine's JVM."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[2] / "android_demo"
+sys.path.insert(0, str(DEMO / "tools"))
+import fetch_tools  # noqa: E402
+
+# Of the user's own cache, before tests get one of their own.
+TOOLS = fetch_tools.tools_folder()
+Java = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def compiled(folder: Path, sources: list[Path], *options: str) -> Path:
+    """Compile as Android does (Java 11); every warning is an error."""
+    if shutil.which("javac") is None:
+        pytest.skip("javac is not installed (a JDK of version 11 or newer)")
+    command = ["javac", "--release", "11", "-Xlint:all,-serial", "-Werror", "-d", str(folder), *options]
+    done = subprocess.run([*command, *map(str, sources)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def runner(command: list[str], environment: dict[str, str] | None = None) -> Java:
+    def run(name: str, *arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, f"dev.flrc.engine.{name}", *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            encoding="utf-8",
+            env=environment,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def java(tmp_path_factory: pytest.TempPathFactory) -> Java:
+    """Return a function that runs a check of what needs no onnxruntime: (class, arguments…, stdin)."""
+    sources = [
+        path
+        for kind in ("main", "test")
+        for path in sorted((DEMO / "engine" / "src" / kind).rglob("*.java"))
+        if "decode" not in path.parts
+    ]
+    classes = compiled(tmp_path_factory.mktemp("classes"), sources)
+    return runner(["java", "-Xmx1g", "-cp", str(classes)])
+
+
+@pytest.fixture(scope="session")
+def java_decoder(tmp_path_factory: pytest.TempPathFactory) -> Java:
+    """Return a function that runs a check of the whole engine, with onnxruntime in the JVM."""
+    if not (TOOLS / fetch_tools.JAR).is_file():
+        pytest.skip("onnxruntime's Java API is not on this machine (make android-tools)")
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("the JVM's onnxruntime is for Linux on x86-64")
+    jar = TOOLS / fetch_tools.JAR
+    sources = sorted((DEMO / "engine" / "src").rglob("*.java"))
+    classes = compiled(tmp_path_factory.mktemp("classes"), sources, "-cp", str(jar))
+    command = ["java", "-cp", os.pathsep.join((str(classes), str(jar))), f"-Donnxruntime.native.path={TOOLS}"]
+    return runner(command, fetch_tools.java_environment(TOOLS))
