@@ -80,7 +80,7 @@ def _notes(
     if curves is None:
         notes.append(
             "What every rank costs is not shown: a bundle does not hold it, its checkpoint does."
-            if content.kind == "bundle"
+            if content.kind != "checkpoint"
             else "What every rank costs is not shown: this checkpoint holds no losses.json."
         )
     if content.plan.num_stages > 1 and not content.schedule.divergence:

@@ -128,8 +128,8 @@ def _pull_repository(
         click.echo(
             f"{repository} is in {folder}: a {listing.kind} of {listing.bytes / 1e6:,.1f} MB, every file checked"
         )
-        after = f"chat {folder}" if listing.kind == "bundle" else f"export {folder} -o {folder}-onnx"
-        click.echo(f"Next: flrc-edge {after}")
+        after = {"bundle": f"chat {folder}", "checkpoint": f"export {folder} -o {folder}-onnx"}
+        click.echo(f"Next: flrc-edge {after.get(listing.kind, f'inspect {folder}')}")
 
 
 def _show_file(name: str, size: int) -> None:

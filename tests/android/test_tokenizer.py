@@ -110,7 +110,7 @@ def test_real_models(java: Callable[..., Any], real_cache: Path, name: str) -> N
         ({"model": {"type": "BPE", "vocab": {"a": 99999999}, "merges": []}}, "out of range"),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 0.1}}, "model.dropout is set"),
         ({"added_tokens": [{"id": 0, "content": "x", "lstrip": True}]}, "lstrip of the token x"),
-        ({"added_tokens": [{"id": -1, "content": "x"}]}, "is not a count"),
+        ({"added_tokens": [{"id": -1, "content": "x"}]}, "expected a whole number"),
         ({"model": None}, "expected {"),
     ],
 )

@@ -7,7 +7,7 @@ import java.util.List;
 import java.util.Map;
 
 /** The fields of a JSON object; every error names the place. */
-final class Fields {
+public final class Fields {
     private final Map<?, ?> values;
     private final String where;
 
@@ -16,15 +16,20 @@ final class Fields {
         this.where = where;
     }
 
-    static Fields of(Object value, String where) throws FormatException {
+    public static Fields of(Object value, String where) throws FormatException {
         if (!(value instanceof Map)) {
             throw new FormatException(where + ": expected an object");
         }
         return new Fields((Map<?, ?>) value, where);
     }
 
+    /** What errors call the object. */
+    public String where() {
+        return where;
+    }
+
     /** Refuses fields of any other name. */
-    void only(String... names) throws FormatException {
+    public void only(String... names) throws FormatException {
         for (Object key : values.keySet()) {
             if (!Arrays.asList(names).contains(key)) {
                 throw new FormatException(where + ": unknown field '" + key + "'");
@@ -32,11 +37,11 @@ final class Fields {
         }
     }
 
-    boolean has(String name) {
+    public boolean has(String name) {
         return values.get(name) != null;
     }
 
-    String text(String name) throws FormatException {
+    public String text(String name) throws FormatException {
         Object value = values.get(name);
         if (!(value instanceof String)) {
             throw wrong(name, "a string");
@@ -44,7 +49,19 @@ final class Fields {
         return (String) value;
     }
 
-    long whole(String name, long least, long most) throws FormatException {
+    /** Whether a flag is set; {@code otherwise} if it is not there. */
+    public boolean flag(String name, boolean otherwise) throws FormatException {
+        Object value = values.get(name);
+        if (value == null) {
+            return otherwise;
+        }
+        if (!(value instanceof Boolean)) {
+            throw wrong(name, "true or false");
+        }
+        return (Boolean) value;
+    }
+
+    public long whole(String name, long least, long most) throws FormatException {
         Object value = values.get(name);
         if (!(value instanceof Long) || (Long) value < least || (Long) value > most) {
             throw wrong(name, "a whole number from " + least + " to " + most);
@@ -52,11 +69,11 @@ final class Fields {
         return (Long) value;
     }
 
-    int count(String name, int least) throws FormatException {
+    public int count(String name, int least) throws FormatException {
         return (int) whole(name, least, Integer.MAX_VALUE);
     }
 
-    double real(String name) throws FormatException {
+    public double real(String name) throws FormatException {
         Object value = values.get(name);
         if (!(value instanceof Number)) {
             throw wrong(name, "a number");
@@ -64,7 +81,7 @@ final class Fields {
         return ((Number) value).doubleValue();
     }
 
-    int[] counts(String name, int least) throws FormatException {
+    public int[] counts(String name, int least) throws FormatException {
         List<?> list = list(name);
         int[] result = new int[list.size()];
         for (int i = 0; i < result.length; i++) {
@@ -77,11 +94,11 @@ final class Fields {
         return result;
     }
 
-    Fields object(String name) throws FormatException {
+    public Fields object(String name) throws FormatException {
         return of(values.get(name), where + "." + name);
     }
 
-    List<Fields> objects(String name) throws FormatException {
+    public List<Fields> objects(String name) throws FormatException {
         List<Fields> result = new ArrayList<>();
         for (Object value : list(name)) {
             result.add(of(value, where + "." + name));
@@ -90,7 +107,7 @@ final class Fields {
     }
 
     /** The objects of an object, by name. */
-    Map<String, Fields> named() throws FormatException {
+    public Map<String, Fields> named() throws FormatException {
         Map<String, Fields> result = new LinkedHashMap<>();
         for (Map.Entry<?, ?> entry : values.entrySet()) {
             result.put((String) entry.getKey(), of(entry.getValue(), where + "[" + entry.getKey() + "]"));
@@ -98,7 +115,7 @@ final class Fields {
         return result;
     }
 
-    private List<?> list(String name) throws FormatException {
+    public List<?> list(String name) throws FormatException {
         Object value = values.get(name);
         if (!(value instanceof List)) {
             throw wrong(name, "a list");

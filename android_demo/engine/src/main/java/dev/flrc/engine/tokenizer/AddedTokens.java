@@ -1,5 +1,6 @@
 package dev.flrc.engine.tokenizer;
 
+import dev.flrc.engine.Fields;
 import dev.flrc.engine.FormatException;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -17,9 +18,9 @@ final class AddedTokens {
     private final Node root = new Node();
     private final Set<Integer> special = new HashSet<>();
 
-    void add(Step step, Vocabulary vocabulary) throws FormatException {
+    void add(Fields step, Vocabulary vocabulary) throws FormatException {
         String content = step.text("content");
-        int id = step.number("id");
+        int id = step.count("id", 0);
         for (String name : new String[] {"single_word", "lstrip", "rstrip", "normalized"}) {
             if (step.flag(name, false)) {
                 throw new FormatException("tokenizer.json: " + name + " of the token " + content + " is not handled");

@@ -17,7 +17,7 @@ interface Normalizer {
         switch (step.type()) {
             case "Sequence": {
                 List<Normalizer> all = new ArrayList<>();
-                for (Object part : step.values("normalizers")) {
+                for (Object part : step.fields.list("normalizers")) {
                     all.add(of(part));
                 }
                 return text -> {
@@ -29,12 +29,12 @@ interface Normalizer {
                 };
             }
             case "Prepend": {
-                String prefix = step.text("prepend");
+                String prefix = step.fields.text("prepend");
                 return text -> text.isEmpty() ? text : prefix + text;
             }
             case "Replace": {
                 String pattern = step.plainPattern();
-                String content = step.text("content");
+                String content = step.fields.text("content");
                 if (pattern == null) {
                     throw step.unknown();
                 }

@@ -23,7 +23,7 @@ interface PreTokenizer {
         switch (step.type()) {
             case "Sequence": {
                 List<PreTokenizer> all = new ArrayList<>();
-                for (Object part : step.values("pretokenizers")) {
+                for (Object part : step.fields.list("pretokenizers")) {
                     all.add(of(part));
                 }
                 return words -> {
@@ -35,13 +35,13 @@ interface PreTokenizer {
                 };
             }
             case "Digits":
-                if (!step.flag("individual_digits", false)) {
+                if (!step.fields.flag("individual_digits", false)) {
                     return isolate(pattern("\\p{N}+"));
                 }
                 return isolate(DIGIT);
             case "ByteLevel": {
-                boolean prefix = step.flag("add_prefix_space", true);
-                boolean regex = step.flag("use_regex", true);
+                boolean prefix = step.fields.flag("add_prefix_space", true);
+                boolean regex = step.fields.flag("use_regex", true);
                 PreTokenizer words = regex ? isolate(WORDS) : all -> all;
                 return all -> {
                     List<String> result = new ArrayList<>();
@@ -54,8 +54,8 @@ interface PreTokenizer {
             case "Split": {
                 String plain = step.plainPattern();
                 Pattern pattern = plain == null ? regex(step) : Pattern.compile(Pattern.quote(plain));
-                String behavior = step.text("behavior");
-                if (step.flag("invert", false)) {
+                String behavior = step.fields.text("behavior");
+                if (step.fields.flag("invert", false)) {
                     throw step.unknown();
                 }
                 if (behavior.equals("Isolated")) {

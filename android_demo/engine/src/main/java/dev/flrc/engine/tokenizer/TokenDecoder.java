@@ -21,7 +21,7 @@ interface TokenDecoder {
         switch (step.type()) {
             case "Sequence": {
                 List<TokenDecoder> all = new ArrayList<>();
-                for (Object part : step.values("decoders")) {
+                for (Object part : step.fields.list("decoders")) {
                     all.add(of(part));
                 }
                 return tokens -> {
@@ -40,7 +40,7 @@ interface TokenDecoder {
                 return tokens -> Collections.singletonList(String.join("", tokens));
             case "Replace": {
                 String pattern = step.plainPattern();
-                String content = step.text("content");
+                String content = step.fields.text("content");
                 if (pattern == null) {
                     throw step.unknown();
                 }
@@ -53,9 +53,9 @@ interface TokenDecoder {
                 };
             }
             case "Strip": {
-                String content = step.text("content");
-                int start = step.number("start");
-                int stop = step.number("stop");
+                String content = step.fields.text("content");
+                int start = step.fields.count("start", 0);
+                int stop = step.fields.count("stop", 0);
                 return tokens -> {
                     List<String> result = new ArrayList<>();
                     for (String token : tokens) {

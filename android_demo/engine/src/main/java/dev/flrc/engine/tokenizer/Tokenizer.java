@@ -1,5 +1,6 @@
 package dev.flrc.engine.tokenizer;
 
+import dev.flrc.engine.Fields;
 import dev.flrc.engine.FormatException;
 import dev.flrc.engine.JsonReader;
 import java.io.BufferedInputStream;
@@ -99,7 +100,7 @@ public final class Tokenizer {
         }
         AddedTokens added = new AddedTokens();
         for (Object token : addedTokens) {
-            added.add(Step.of(token, "added_tokens"), model.vocabulary);
+            added.add(Fields.of(token, "tokenizer.json: added_tokens"), model.vocabulary);
         }
         Ids before = new Ids();
         Ids after = new Ids();
@@ -118,23 +119,20 @@ public final class Tokenizer {
             case "ByteLevel":
                 return;
             case "Sequence":
-                for (Object part : step.values("processors")) {
+                for (Object part : step.fields.list("processors")) {
                     template(part, before, after);
                 }
                 return;
             case "TemplateProcessing": {
                 boolean text = false;
-                for (Step part : step.steps("single")) {
+                for (Fields part : step.fields.objects("single")) {
                     if (part.has("Sequence")) {
                         text = true;
                         continue;
                     }
-                    String token = part.step("SpecialToken").text("id");
-                    for (Object id : step.step("special_tokens").step(token).values("ids")) {
-                        if (!(id instanceof Long)) {
-                            throw step.unknown();
-                        }
-                        (text ? after : before).add(((Long) id).intValue());
+                    String token = part.object("SpecialToken").text("id");
+                    for (int id : step.fields.object("special_tokens").object(token).counts("ids", 0)) {
+                        (text ? after : before).add(id);
                     }
                 }
                 return;
