@@ -15,8 +15,10 @@ from flrc_runtime.errors import FormatError, UsageError
 from flrc_runtime.files import check_output_folder, published_folder, read_json, resolve_inside, write_json
 from flrc_runtime.manifest import Manifest, RankPlan, StageInfo
 from flrc_runtime.model_card import write_card
+from flrc_runtime.tokenizer import read_template
 
 from .architectures import DecoderConfig, checkpoint_tensors
+from .chat_frames import write_frames
 from .genai import eos_tokens, genai_config
 from .layout import group_layouts
 from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat, fitted_formats
@@ -103,6 +105,7 @@ def export(
         errors = check_values(weights.path, weights.table, wanted, source, progress=report("check"))
         _log_errors(errors, wanted)
         generation = _copy_files(checkpoint, folder)
+        write_frames(folder, read_template(folder))
         write_json(
             folder / "genai_config.json",
             genai_config(config, generation, context=positions, graph=stage_file(0)),

@@ -34,6 +34,9 @@ class ChatTemplate:
         source: Jinja source.
         special_tokens: Names such as ``bos_token`` and their text.
 
+    Attributes:
+        uses_date: Whether it may say what day it is.
+
     Raises:
         FormatError: It is too long or not a template.
     """
@@ -43,6 +46,7 @@ class ChatTemplate:
 
         if len(source.encode("utf-8", "replace")) > MAX_TEMPLATE_BYTES:
             raise FormatError(f"the chat template is longer than {MAX_TEMPLATE_BYTES} bytes")
+        self.uses_date = "strftime_now" in source
         self._special_tokens = dict(special_tokens)
         try:
             self._template = _environment().from_string(source)

@@ -49,12 +49,7 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises Exception itself
             raise FormatError(f"{folder.name}/tokenizer.json cannot be read: {error}") from None
-        config = read_json(resolve_inside(folder, "tokenizer_config.json"))
-        if not isinstance(config, dict):
-            raise FormatError(f"{folder.name}/tokenizer_config.json is not an object")
-        source = _template_source(folder, config)
-        template = ChatTemplate(source, _special_tokens(config)) if source is not None else None
-        return cls(tokenizer, template)
+        return cls(tokenizer, read_template(folder))
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text.
@@ -88,6 +83,19 @@ class Tokenizer:
         """Return the text of token ids; special tokens are skipped."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+
+def read_template(folder: Path) -> ChatTemplate | None:
+    """Return the chat template of a bundle, or None.
+
+    Raises:
+        FormatError: tokenizer_config.json is missing or damaged, or the template is not one.
+    """
+    config = read_json(resolve_inside(folder, "tokenizer_config.json"))
+    if not isinstance(config, dict):
+        raise FormatError(f"{folder.name}/tokenizer_config.json is not an object")
+    source = _template_source(folder, config)
+    return ChatTemplate(source, _special_tokens(config)) if source is not None else None
 
 
 def _template_source(folder: Path, config: dict[str, Any]) -> str | None:
