@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,30 @@ import fetch_tools  # noqa: E402
 # Of the user's own cache, before tests get one of their own.
 TOOLS = fetch_tools.tools_folder()
 Java = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class Host:
+    """Sends commands to the engine and reads its events."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def send(self, **command: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+
+    def event(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        event: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return event
+
+    def until(self, *types: str) -> list[dict[str, Any]]:
+        """Return the events up to one of these types."""
+        found = [self.event()]
+        while found[-1]["type"] not in types:
+            found.append(self.event())
+        return found
 
 
 def compiled(folder: Path, sources: list[Path], *options: str) -> Path:
@@ -60,14 +86,39 @@ def java(tmp_path_factory: pytest.TempPathFactory) -> Java:
 
 
 @pytest.fixture(scope="session")
-def java_decoder(tmp_path_factory: pytest.TempPathFactory) -> Java:
-    """Return a function that runs a check of the whole engine, with onnxruntime in the JVM."""
+def engine_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the command that runs a class of the whole engine, with onnxruntime in the JVM."""
     if not (TOOLS / fetch_tools.JAR).is_file():
         pytest.skip("onnxruntime's Java API is not on this machine (make android-tools)")
     if sys.platform != "linux" or platform.machine() != "x86_64":
         pytest.skip("the JVM's onnxruntime is for Linux on x86-64")
     jar = TOOLS / fetch_tools.JAR
-    sources = sorted((DEMO / "engine" / "src").rglob("*.java"))
+    sources = [
+        path for part in ("engine", "desktop") for path in sorted((DEMO / part / "src").rglob("*.java"))
+    ]
     classes = compiled(tmp_path_factory.mktemp("classes"), sources, "-cp", str(jar))
-    command = ["java", "-cp", os.pathsep.join((str(classes), str(jar))), f"-Donnxruntime.native.path={TOOLS}"]
-    return runner(command, fetch_tools.java_environment(TOOLS))
+    return ["java", "-cp", os.pathsep.join((str(classes), str(jar))), f"-Donnxruntime.native.path={TOOLS}"]
+
+
+@pytest.fixture(scope="session")
+def java_decoder(engine_command: list[str]) -> Java:
+    """Return a function that runs a check of the whole engine."""
+    return runner(engine_command, fetch_tools.java_environment(TOOLS))
+
+
+@pytest.fixture
+def host(engine_command: list[str]) -> Iterator[Host]:
+    """The engine behind JSON lines, as the app's page talks to it."""
+    command = [*engine_command, "dev.flrc.desktop.HostMain"]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=fetch_tools.java_environment(TOOLS),
+    ) as process:
+        yield Host(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0
