@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 OUT ?= out
 OPTIMUM := .venv-optimum
 
-.PHONY: demo test test-full lint docs docs-cli docs-chat docs-report android-tools android-test format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
+.PHONY: demo test test-full lint docs docs-cli docs-chat docs-report android-tools android-test android-preview android-page format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
 
 setup: $(VENV)/.ready
 
@@ -75,6 +75,15 @@ format: setup
 # What the Android demo's engine runs on: onnxruntime's Java API and libraries, pinned by SHA-256, in the user's cache.
 android-tools: setup
 	$(BIN)/python android_demo/tools/fetch_tools.py
+
+# The app's page in a browser, with the engine behind it.
+android-preview: android-tools
+	$(BIN)/python android_demo/tools/preview.py $(BUNDLE)
+
+# The page in headless Chromium ($CHROMIUM or on the PATH) at 360 and 412 px, light and dark; writes its screenshots.
+android-page: android-tools
+	test -d node_modules/axe-core || npm install --no-save --ignore-scripts --no-audit --no-fund playwright-core axe-core
+	node android_demo/tools/check_page.mjs $(BIN)/python $(BUNDLE) $(OUT)
 
 android-test: android-tools
 	$(BIN)/python -m pytest tests/android

@@ -112,6 +112,7 @@ public final class EngineService implements AutoCloseable {
 
     private void open(Fields asked) throws FlrcException {
         release();
+        chosenStage = -1;
         long begun = System.nanoTime();
         File folder = new File(asked.text("folder"));
         Manifest found = Manifest.verify(folder);
