@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flrc_edge.errors import NumericalError
 from flrc_edge.lowrank import set_stage
+from flrc_edge.model_cache import cache_argument, cache_of
 from flrc_edge.progress import Progress, silent
 from flrc_edge.texts import leading_bos
 
@@ -100,15 +101,15 @@ def greedy(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **cache_argument(model, cache),
             )
             if not torch.isfinite(out.logits).all():
                 raise NumericalError(
                     f"stage {stage_at(t)} gives values that are not finite at answer token {t}"
                 )
-            ids, cache = out.logits[:, -1].argmax(-1)[:, None], out.past_key_values
+            ids, cache = out.logits[:, -1].argmax(-1)[:, None], cache_of(out)
             answer, ended = torch.cat([answer, ids], dim=1), ended | torch.isin(ids[:, 0], end)
             if ended.all():
                 break
@@ -154,7 +155,7 @@ def read_prompt(model: Any, answer: Answer, stage: int = 0) -> tuple[Tensor, Any
     set_stage(model, stage)
     out = model(input_ids=answer.prompt, use_cache=True, logits_to_keep=1)
     set_stage(model, 0)
-    return out.logits[0].float().log_softmax(-1), out.past_key_values
+    return out.logits[0].float().log_softmax(-1), cache_of(out)
 
 
 @torch.no_grad()
@@ -176,8 +177,8 @@ def answer_log_probs(
         set_stage(model, stage)
         # Token t is computed from the one before it.
         inputs = answer.answer[:, tokens[0] - 1 : tokens[-1]]
-        out = model(input_ids=inputs, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model(input_ids=inputs, use_cache=True, **cache_argument(model, cache))
+        cache = cache_of(out)
         result.append(out.logits[0].float().log_softmax(-1))
     set_stage(model, 0)
     return torch.cat(result)

@@ -15,6 +15,7 @@ from flrc_edge import checkpoint
 from flrc_edge.decoding import end_tokens
 from flrc_edge.evaluation.subject import Facts, ReadPrompt, load_tokenizer
 from flrc_edge.lowrank import set_stage
+from flrc_edge.model_cache import cache_argument, cache_of
 from flrc_edge.models import LoadedModel, open_model
 from flrc_runtime.manifest import Manifest, Schedule
 
@@ -54,7 +55,7 @@ class _TorchPrompt:
         set_stage(model, stage)
         out = model(input_ids=torch.tensor([list(prompt)]), use_cache=True, logits_to_keep=1)
         self._model = model
-        self._prompt = out.past_key_values
+        self._prompt = cache_of(out)
         self._cache: Any = None
         self.logits: Tensor = out.logits[0, -1].float()
 
@@ -65,7 +66,8 @@ class _TorchPrompt:
             # Not crop() afterwards: a layer with a sliding window has already dropped what would be needed.
             self._cache = copy.deepcopy(self._prompt)
         set_stage(self._model, stage)
-        out = self._model(input_ids=torch.tensor([list(ids)]), past_key_values=self._cache, use_cache=True)
+        row = torch.tensor([list(ids)])
+        out = self._model(input_ids=row, use_cache=True, **cache_argument(self._model, self._cache))
         result: Tensor = out.logits[0].float()
         return result
 
