@@ -1,4 +1,4 @@
-"""A transformers model's KV cache under the name its version gives it: ``cache`` from 5.24, before ``past_key_values``."""
+"""The KV cache of a transformers model, which 5.24 calls ``cache`` and versions before ``past_key_values``."""
 
 from __future__ import annotations
 
