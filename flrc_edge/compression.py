@@ -63,7 +63,9 @@ def compress(
     target = Path(output)
     check_output_folder(target, overwrite=overwrite)
     with timings.phase("load"):
+        progress("load", 0, 1)
         loaded = open_model(model, portable=portable) if isinstance(model, str) else model
+        progress("load", 1, 1)
     if not isinstance(loaded.config, DecoderConfig):
         check_portable(loaded, settings)
     shapes = {p.name: p.shape for p in loaded.config.projections()}
@@ -126,7 +128,7 @@ def compress(
                 progress=progress,
             )
         else:
-            chunks = stored_chunks(plan, factors)
+            chunks = stored_chunks(plan, factors, progress=progress)
     curves = loss_curves(factors) if factors else None
     factors.clear()  # they take as much memory as the projections
     with timings.phase("schedule"):

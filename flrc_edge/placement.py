@@ -13,15 +13,21 @@ from flrc_edge.embedding_rounding import replaced_weights
 from flrc_edge.factorization import Factors
 from flrc_edge.lowrank import low_rank_layer, replace_linear
 from flrc_edge.models import LoadedModel
+from flrc_edge.progress import Progress, silent
 from flrc_edge.quantization import QuantizedMatrix
 from flrc_runtime.manifest import RankPlan
 
 
-def stored_chunks(plan: RankPlan, factors: Mapping[str, Factors]) -> dict[str, tuple[Chunk, ...]]:
+def stored_chunks(
+    plan: RankPlan, factors: Mapping[str, Factors], *, progress: Progress = silent
+) -> dict[str, tuple[Chunk, ...]]:
     """Cut and, where the plan says so, pivot the factors of every factored projection."""
-    return {
-        p.name: chunks_of(factors[p.name].U, factors[p.name].V, p) for p in plan.projections if not p.dense
-    }
+    factored = [p for p in plan.projections if not p.dense]
+    chunks = {}
+    for done, p in enumerate(factored, 1):
+        chunks[p.name] = chunks_of(factors[p.name].U, factors[p.name].V, p)
+        progress("store", done, len(factored))
+    return chunks
 
 
 @contextmanager

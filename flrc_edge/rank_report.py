@@ -17,6 +17,7 @@ from flrc_edge.figures.rank_map import Grid, RankMap, rank_map
 from flrc_edge.figures.stages import draw_divergence, draw_kept
 from flrc_edge.html_report import AnswerSection, Table, html_page
 from flrc_edge.loss_curves import LossCurves
+from flrc_edge.progress import Progress, silent
 from flrc_edge.report_parts import Part
 from flrc_edge.stage_report import Measured, measured_parts
 from flrc_runtime.manifest import Manifest
@@ -39,6 +40,7 @@ def rank_report(
     measured: Measured | None = None,
     curves: LossCurves | None = None,
     healing: Sequence[Mapping[str, Any]] = (),
+    progress: Progress = silent,
 ) -> RankReport:
     """Draw everything that is known of a checkpoint or bundle; what is not known is named on the page.
 
@@ -47,6 +49,7 @@ def rank_report(
         measured: What was measured of its stages.
         curves: What every rank was found to cost (``losses.json``).
         healing: The runs of ``healing.json``.
+        progress: Called after each figure.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -57,7 +60,10 @@ def rank_report(
     try:
         with np.errstate(all="ignore"):  # numbers near the limits of float64 are refused below
             parts = _parts(ranks, content, measured, curves, healing)
-            sections = [part.section() if isinstance(part, Part) else part for part in parts]
+            sections = []
+            for done, part in enumerate(parts, 1):
+                sections.append(part.section() if isinstance(part, Part) else part)
+                progress("figures", done, len(parts))
     except (ValueError, OverflowError) as error:
         raise FormatError(f"the manifest holds numbers that cannot be drawn: {error}") from error
     html = html_page(

@@ -13,6 +13,14 @@ import click
 from flrc_edge.progress import peak_rss_bytes
 
 LABELS = {
+    "load": "Loading the model",
+    "measure": "Measuring every rank",
+    "store": "Cutting factors into chunks",
+    "quantize": "Rounding to integers",
+    "input moments": "Moments of the inputs",
+    "try number formats": "Trying number formats",
+    "try formats of the head": "Trying formats of the head",
+    "figures": "Drawing",
     "calibrate": "Calibrating",
     "factorize": "Factorizing",
     "answers": "Answering with the dense model",

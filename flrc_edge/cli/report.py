@@ -79,7 +79,8 @@ def command(
                 threads=threads,
                 progress=progress,
             )
-    report = rank_report(content, measured=measured, **_kept_beside(folder, content))
+    with from_context() as progress:
+        report = rank_report(content, measured=measured, progress=progress, **_kept_beside(folder, content))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(report.html, "utf-8")

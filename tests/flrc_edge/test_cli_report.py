@@ -71,7 +71,7 @@ def page(compressed_stories: Any, tmp_path_factory: pytest.TempPathFactory) -> t
     """The page of the three-stage checkpoint."""
     path = tmp_path_factory.mktemp("report") / "new" / "page.html"
     done = run("report", compressed_stories.checkpoint, "-o", path)
-    assert done.exit_code == 0 and done.stdout.startswith(f"{path} (") and done.stderr == ""
+    assert done.exit_code == 0 and done.stdout.startswith(f"{path} (") and "Drawing: 5/5" in done.stderr
     text = path.read_text("utf-8")
     return text, Page(text)
 
