@@ -69,6 +69,26 @@ def test_the_stage_is_moved_and_the_answer_stopped_while_it_runs(host: Any, chat
     assert second["reused"] > 0
 
 
+def test_a_policy_follows_a_signal_from_outside(host: Any, chat_bundle: Path) -> None:
+    host.send(type="open", folder=str(chat_bundle), threads=1)
+    host.until("opened")
+    host.send(type="policy", thresholds=[0.5, 0.2])
+    assert host.event() == {"type": "policy"}
+    for charge, stage in ((0.9, 0), (0.4, 1), (0.1, 2), (None, 0)):
+        host.send(type="signal", value=charge)
+        host.send(type="ask", text="Once upon a time", max_tokens=6, seed=1)
+        stages = [event["stage"] for event in host.until("done")[:-1]]
+        assert stages[0] == 0 and set(stages[1:]) <= {stage}, charge
+    host.send(type="stage", stage=2)  # what the user chooses goes before
+    host.send(type="ask", text="Once upon a time", max_tokens=6, seed=1)
+    assert {event["stage"] for event in host.until("done")[1:-1]} <= {2}
+    host.send(type="stage", stage=None)
+    host.send(type="policy", mean=0.01)
+    assert "below the share of the last stage" in host.event()["message"]
+    host.send(type="policy")
+    assert host.event() == {"type": "policy"}
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -81,6 +81,18 @@ public final class Fields {
         return ((Number) value).doubleValue();
     }
 
+    public double[] reals(String name) throws FormatException {
+        List<?> list = list(name);
+        double[] result = new double[list.size()];
+        for (int i = 0; i < result.length; i++) {
+            if (!(list.get(i) instanceof Number)) {
+                throw wrong(name, "a list of numbers");
+            }
+            result[i] = ((Number) list.get(i)).doubleValue();
+        }
+        return result;
+    }
+
     public int[] counts(String name, int least) throws FormatException {
         List<?> list = list(name);
         int[] result = new int[list.size()];

@@ -2,12 +2,16 @@ package dev.flrc.engine.decode;
 
 import dev.flrc.engine.BundleFiles;
 import dev.flrc.engine.ChatFrames;
+import dev.flrc.engine.Cheapest;
 import dev.flrc.engine.Fields;
 import dev.flrc.engine.FlrcException;
 import dev.flrc.engine.JsonReader;
 import dev.flrc.engine.JsonText;
+import dev.flrc.engine.LatencyBudget;
 import dev.flrc.engine.Manifest;
+import dev.flrc.engine.MeanBudget;
 import dev.flrc.engine.Sampling;
+import dev.flrc.engine.SignalStages;
 import dev.flrc.engine.StagePolicy;
 import dev.flrc.engine.tokenizer.Tokenizer;
 import java.io.ByteArrayInputStream;
@@ -25,10 +29,13 @@ import java.util.concurrent.Executors;
  *
  * <p>Commands: {@code {"type":"open","folder":…,"context":…,"threads":…}}, {@code {"type":"ask","text":…,"max_tokens":…,
  * "temperature":…,"top_k":…,"top_p":…,"repetition_penalty":…,"seed":…}}, {@code {"type":"stage","stage":…}} (null: the
- * bundle's schedule), {@code {"type":"stop"}}, {@code {"type":"reset","system":…}}, {@code {"type":"close"}}.
+ * bundle's policy), {@code {"type":"policy","ms":…,"mean":…,"thresholds":[…],"hysteresis":…}} (any of them; none: the
+ * bundle's schedule), {@code {"type":"signal","value":…}} (what the thresholds are compared with, such as the battery's
+ * charge), {@code {"type":"stop"}}, {@code {"type":"reset","system":…}}, {@code {"type":"close"}}.
  *
- * <p>Events: {@code opened}, {@code token}, {@code done}, {@code closed}, {@code reset} and {@code error} with a message
- * and a hint. {@code stage} and {@code stop} take effect at the next token; all others wait for their turn.
+ * <p>Events: {@code opened}, {@code token}, {@code done}, {@code closed}, {@code reset}, {@code policy} and {@code error}
+ * with a message and a hint. {@code stage}, {@code signal} and {@code stop} take effect at the next token; all others wait
+ * for their turn.
  */
 public final class EngineService implements AutoCloseable {
     /** Takes events, each a line of JSON, from the engine's thread. */
@@ -40,7 +47,9 @@ public final class EngineService implements AutoCloseable {
 
     private final Events events;
     private final ExecutorService worker = Executors.newSingleThreadExecutor();
-    private volatile int chosenStage = -1; // -1: the schedule
+    private volatile int chosenStage = -1; // -1: the policy
+    private volatile double signal = Double.NaN; // nothing is known
+    private StagePolicy policy;
     private volatile int questions; // asked so far; written by the thread of the commands
     private volatile int stopped; // questions up to this one end
     private Manifest manifest;
@@ -66,6 +75,10 @@ public final class EngineService implements AutoCloseable {
             }
             if (type.equals("stage")) {
                 chosenStage = asked.has("stage") ? asked.count("stage", 0) : -1;
+                return;
+            }
+            if (type.equals("signal")) {
+                signal = asked.has("value") ? asked.real("value") : Double.NaN;
                 return;
             }
         } catch (FlrcException e) {
@@ -96,6 +109,11 @@ public final class EngineService implements AutoCloseable {
                 break;
             case "ask":
                 ask(asked, question);
+                break;
+            case "policy":
+                needed();
+                policy = policy(asked);
+                send("policy", new LinkedHashMap<>());
                 break;
             case "reset":
                 needed().reset(asked.has("system") ? asked.text("system") : null);
@@ -128,6 +146,7 @@ public final class EngineService implements AutoCloseable {
             throw e;
         }
         manifest = found;
+        policy = StagePolicy.schedule(found);
         conversation = new Conversation(found, decoder, tokenizer, frames);
         Map<String, Object> event = new LinkedHashMap<>();
         event.put("model", found.model);
@@ -158,7 +177,7 @@ public final class EngineService implements AutoCloseable {
             asked.has("seed") ? asked.whole("seed", 0, Long.MAX_VALUE) : System.nanoTime() & Long.MAX_VALUE);
         int most = asked.has("max_tokens") ? asked.count("max_tokens", 1) : 256;
         long begun = System.nanoTime();
-        Answer answer = talk.ask(asked.text("text"), sampling, policy(), most);
+        Answer answer = talk.ask(asked.text("text"), sampling, chosen(), most);
         double first = 0;
         double busy = 0;
         int count = 0;
@@ -196,21 +215,41 @@ public final class EngineService implements AutoCloseable {
         send("done", event);
     }
 
-    /** The stage that was chosen last, else the schedule's. */
-    private StagePolicy policy() {
-        final Manifest now = manifest;
+    /** The stage that was chosen last, else the policy's. */
+    private StagePolicy chosen() {
+        final StagePolicy now = policy;
+        final int last = manifest.stages.size() - 1;
         return new StagePolicy() {
             @Override
             public int next(int generated, int stage, double lastMs) {
-                int chosen = chosenStage;
-                return chosen < 0 ? now.stageAt(generated) : Math.min(chosen, now.stages.size() - 1);
+                int wanted = now.next(generated, stage, lastMs);
+                return Math.min(chosenStage < 0 ? wanted : chosenStage, last);
             }
 
             @Override
             public int promptStage() {
-                return 0;
+                return now.promptStage();
             }
         };
+    }
+
+    private StagePolicy policy(Fields asked) throws FlrcException {
+        List<StagePolicy> all = new ArrayList<>();
+        if (asked.has("ms")) {
+            all.add(new LatencyBudget(asked.real("ms"), manifest.stages.size()));
+        }
+        if (asked.has("mean")) {
+            double[] kept = new double[manifest.stages.size()];
+            for (int i = 0; i < kept.length; i++) {
+                kept[i] = manifest.stages.get(i).keep;
+            }
+            all.add(new MeanBudget(asked.real("mean"), kept));
+        }
+        if (asked.has("thresholds")) {
+            double hysteresis = asked.has("hysteresis") ? asked.real("hysteresis") : 0;
+            all.add(new SignalStages(() -> signal, hysteresis, asked.reals("thresholds")));
+        }
+        return all.isEmpty() ? StagePolicy.schedule(manifest) : new Cheapest(all.toArray(new StagePolicy[0]));
     }
 
     private Conversation needed() throws FlrcException {
