@@ -63,9 +63,12 @@ def compress(
     target = Path(output)
     check_output_folder(target, overwrite=overwrite)
     with timings.phase("load"):
-        progress("load", 0, 1)
-        loaded = open_model(model, portable=portable) if isinstance(model, str) else model
-        progress("load", 1, 1)
+        if isinstance(model, str):
+            progress("load", 0, 1)
+            loaded = open_model(model, portable=portable)
+            progress("load", 1, 1)
+        else:
+            loaded = model
     if not isinstance(loaded.config, DecoderConfig):
         check_portable(loaded, settings)
     shapes = {p.name: p.shape for p in loaded.config.projections()}
