@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,15 @@ class Host:
         assert self._process.stdout is not None
         event: dict[str, Any] = json.loads(self._process.stdout.readline())
         return event
+
+    def reset_peak(self) -> None:
+        """Let the peak of resident memory begin again (Linux)."""
+        (Path("/proc") / str(self._process.pid) / "clear_refs").write_text("5")
+
+    def peak_bytes(self) -> int:
+        """Return the peak of resident memory (Linux)."""
+        status = (Path("/proc") / str(self._process.pid) / "status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])  # type: ignore[index]
 
     def until(self, *types: str) -> list[dict[str, Any]]:
         """Return the events up to one of these types."""

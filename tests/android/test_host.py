@@ -69,6 +69,22 @@ def test_the_stage_is_moved_and_the_answer_stopped_while_it_runs(host: Any, chat
     assert second["reused"] > 0
 
 
+@pytest.mark.parametrize("resident", [1, 2, 0])
+def test_few_stages_stay_open(host: Any, chat_bundle: Path, resident: int) -> None:
+    answers = []
+    for keep in (resident, 0):  # the answer does not depend on it
+        host.send(type="open", folder=str(chat_bundle), threads=1, resident=keep)
+        host.until("opened")
+        host.send(type="policy", mean=0.8)
+        host.event()
+        host.send(type="ask", text="Once upon a time", max_tokens=80, seed=1)
+        events = host.until("done")
+        assert {event["stage"] for event in events[:-1]} == {0, 1, 2}
+        assert events[-1]["open_stages"] == (keep or 3)
+        answers.append([(event["text"], event["stage"]) for event in events[:-1]])
+    assert answers[0] == answers[1]
+
+
 def test_a_policy_follows_a_signal_from_outside(host: Any, chat_bundle: Path) -> None:
     host.send(type="open", folder=str(chat_bundle), threads=1)
     host.until("opened")

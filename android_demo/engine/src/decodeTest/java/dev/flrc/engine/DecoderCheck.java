@@ -35,7 +35,7 @@ public final class DecoderCheck {
     private static void run(File folder) throws Exception {
         Manifest manifest = Manifest.verify(folder);
         Tokenizer tokenizer = Tokenizer.open(BundleFiles.resolveInside(folder, "tokenizer.json"));
-        try (StageSessions sessions = new StageSessions(folder, manifest, 1)) {
+        try (StageSessions sessions = new StageSessions(folder, manifest, 1, 0)) {
             BufferedReader in = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
             for (String line = in.readLine(); line != null; line = in.readLine()) {
                 byte[] bytes = line.getBytes(StandardCharsets.UTF_8);

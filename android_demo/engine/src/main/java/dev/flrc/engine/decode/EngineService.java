@@ -27,7 +27,7 @@ import java.util.concurrent.Executors;
 /**
  * The engine behind JSON commands and events, one user at a time; the app's page and the desktop's host both speak it.
  *
- * <p>Commands: {@code {"type":"open","folder":…,"context":…,"threads":…}}, {@code {"type":"ask","text":…,"max_tokens":…,
+ * <p>Commands: {@code {"type":"open","folder":…,"context":…,"threads":…,"resident":…}}, {@code {"type":"ask","text":…,"max_tokens":…,
  * "temperature":…,"top_k":…,"top_p":…,"repetition_penalty":…,"seed":…}}, {@code {"type":"stage","stage":…}} (null: the
  * bundle's policy), {@code {"type":"policy","ms":…,"mean":…,"thresholds":[…],"hysteresis":…}} (any of them; none: the
  * bundle's schedule), {@code {"type":"signal","value":…}} (what the thresholds are compared with, such as the battery's
@@ -138,7 +138,9 @@ public final class EngineService implements AutoCloseable {
         ChatFrames frames = ChatFrames.open(folder, found);
         int context = asked.has("context") ? asked.count("context", 2) : Math.min(found.contextLength, DEFAULT_CONTEXT);
         try {
-            sessions = new StageSessions(folder, found, asked.has("threads") ? asked.count("threads", 0) : 0);
+            int threads = asked.has("threads") ? asked.count("threads", 0) : 0;
+            int resident = asked.has("resident") ? asked.count("resident", 0) : 1;
+            sessions = new StageSessions(folder, found, threads, resident);
             sessions.get(0);
             decoder = new Decoder(sessions, context);
         } catch (FlrcException e) {

@@ -9,26 +9,35 @@ import dev.flrc.engine.FlrcException;
 import dev.flrc.engine.Manifest;
 import dev.flrc.engine.VerificationException;
 import java.io.File;
-import java.util.HashMap;
+import java.util.Iterator;
+import java.util.LinkedHashMap;
 import java.util.Map;
 
-/** One onnxruntime session a stage, opened at first use. */
+/**
+ * One onnxruntime session a stage, opened at first use.
+ *
+ * <p>Every open session has a copy of its stage's weights, so a phone keeps few: beyond {@code resident}, those that were
+ * not used for longest are closed before another is opened, and a move between stages costs the opening.
+ */
 public final class StageSessions implements AutoCloseable {
     private final File folder;
     private final Manifest manifest;
     private final int threads;
     private final OrtEnvironment environment;
-    private final Map<Integer, OrtSession> open = new HashMap<>();
+    private final int resident;
+    private final Map<Integer, OrtSession> open = new LinkedHashMap<>(16, 0.75f, true); // least recently used first
 
     /**
      * @param folder the bundle
      * @param manifest what {@link Manifest#read} said of it
      * @param threads of one operator; 0 for onnxruntime's own choice
+     * @param resident sessions that may be open at once; 0 for all stages
      */
-    public StageSessions(File folder, Manifest manifest, int threads) throws FlrcException {
+    public StageSessions(File folder, Manifest manifest, int threads, int resident) throws FlrcException {
         this.folder = folder;
         this.manifest = manifest;
         this.threads = threads;
+        this.resident = resident == 0 ? manifest.stages.size() : resident;
         this.environment = OrtEnvironment.getEnvironment(OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR, "flrc-edge");
         try {
             environment.setTelemetry(false);
@@ -56,6 +65,7 @@ public final class StageSessions implements AutoCloseable {
             if (stage < 0 || stage >= manifest.stages.size()) {
                 throw new FlrcException("stage " + stage + " is not one of the bundle's " + manifest.stages.size());
             }
+            makeRoom();
             File graph = BundleFiles.resolveInside(folder, manifest.stages.get(stage).graph);
             try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
                 if (threads > 0) {
@@ -69,6 +79,18 @@ public final class StageSessions implements AutoCloseable {
             open.put(stage, session);
         }
         return session;
+    }
+
+    private void makeRoom() throws FlrcException {
+        Iterator<OrtSession> oldest = open.values().iterator();
+        while (open.size() >= resident && oldest.hasNext()) {
+            try {
+                oldest.next().close();
+            } catch (OrtException e) {
+                throw new FlrcException("a graph cannot be closed: " + reason(e));
+            }
+            oldest.remove();
+        }
     }
 
     /** How many stages are open. */
