@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from flrc_edge.factorization import Factors
 from flrc_runtime.files import read_json, write_json
 from flrc_runtime.typed_json import build
+
+if TYPE_CHECKING:  # a report reads this file without torch
+    from flrc_edge.factorization import Factors
 
 FILE_NAME = "losses.json"
 POINTS = 16  # of a curve, at most

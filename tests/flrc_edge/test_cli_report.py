@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -201,6 +202,24 @@ def test_a_measured_checkpoint(compressed_stories: Any, tmp_path: Path) -> None:
     text = (tmp_path / "r.html").read_text("utf-8")
     assert "How good the stages are" in text and "How fast" not in text
     assert "a checkpoint has no graphs, its bundle does" in text
+
+
+def test_a_report_needs_no_torch(compressed_stories: Any, tmp_path: Path) -> None:
+    """What is not measured is drawn with ``flrc-edge[report]`` alone."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'safetensors', 'onnx'):\n"
+        "    sys.modules[name] = None\n"
+        "from flrc_edge.cli import run\n"
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    page = tmp_path / "r.html"
+    arguments = ["report", str(compressed_stories.checkpoint), "-o", str(page)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "What every rank costs" in page.read_text("utf-8")
 
 
 def test_answers_are_not_markup() -> None:
