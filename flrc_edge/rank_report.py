@@ -10,7 +10,7 @@ import numpy as np
 
 from flrc_edge.errors import FormatError
 from flrc_edge.figures.canvas import check_matplotlib
-from flrc_edge.figures.curves import Series, draw_healing
+from flrc_edge.figures.curves import draw_healing, healing_series
 from flrc_edge.figures.loss_maps import draw_loss_curves
 from flrc_edge.figures.maps import draw_bits, draw_importance, draw_shares
 from flrc_edge.figures.rank_map import Grid, RankMap, rank_map
@@ -170,10 +170,8 @@ def _losses(ranks: RankMap, curves: LossCurves) -> Part:
 
 
 def _healing(number: int, runs: int, run: Mapping[str, Any]) -> Part:
-    points = run["curve"]
-    minutes = tuple(float(p["minutes"]) for p in points)
-    stages = range(len(points[0]["validation"]))
-    series = [Series(f"stage {s}", minutes, tuple(float(p["validation"][s]) for p in points)) for s in stages]
+    series = healing_series(run["curve"])
+    minutes = series[0].x
     moves = ", ".join(f"{s.name} from {s.y[0]:.3f} to {s.y[-1]:.3f}" for s in series)
     which = "" if runs == 1 else f", run {number + 1} of {runs}"
     return Part(

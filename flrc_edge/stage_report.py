@@ -10,6 +10,7 @@ from typing import Any
 from flrc_edge.errors import UsageError
 from flrc_edge.figures.measured_stages import Panel, draw_panels
 from flrc_edge.html_report import AnswerSection, Piece, Table
+from flrc_edge.progress import Progress, silent
 from flrc_edge.report_parts import Part
 from flrc_runtime.bench import BenchResult, Row, bench
 from flrc_runtime.engine import Answer, Token
@@ -70,7 +71,7 @@ def measure_stages(
     windows: int = 4,
     prompts: Sequence[str] = (),
     threads: int | None = None,
-    progress: Any = None,
+    progress: Progress = silent,
 ) -> Measured:
     """Measure perplexity of every stage on held-out texts and, of a bundle, speed, memory and sample answers.
 
@@ -88,23 +89,21 @@ def measure_stages(
     """
     from flrc_edge.evaluation.evaluate import Settings, evaluate
     from flrc_edge.evaluation.subject import open_subject
-    from flrc_edge.progress import silent
 
     if kind != "bundle" and prompts:
         raise UsageError("--prompt needs a bundle", hint="flrc-edge export writes one")
-    report = progress or silent
     subject = open_subject(str(folder))
     reference = None if dense is None else open_subject(dense)
-    evaluation = evaluate(subject, Settings(windows=windows), dense=reference, progress=report).as_dict()
+    evaluation = evaluate(subject, Settings(windows=windows), dense=reference, progress=progress).as_dict()
     del subject, reference
     if kind != "bundle":
         return Measured(evaluation)
-    speed = bench([folder], decode_tokens=64, threads=threads, loading=True, progress=report)
-    return Measured(evaluation, speed, _answers(folder, prompts or PROMPTS, threads, report))
+    speed = bench([folder], decode_tokens=64, threads=threads, loading=True, progress=progress)
+    return Measured(evaluation, speed, _answers(folder, prompts or PROMPTS, threads, progress))
 
 
 def _answers(
-    folder: Path, prompts: Sequence[str], threads: int | None, progress: Any
+    folder: Path, prompts: Sequence[str], threads: int | None, progress: Progress
 ) -> tuple[MeasuredAnswer, ...]:
     from flrc_runtime import load
 
@@ -131,7 +130,7 @@ def _quality(evaluation: Value) -> Part:
     stages: list[str] = []
     for text in evaluation["texts"]:
         rows = [f for f in text["figures"] if f["stage"] != "dense"]
-        stages = [f["stage"].replace("static:", "stage ") for f in rows]
+        stages = [_policy_name(f["stage"]) for f in rows]
         dense = next((f["estimates"] for f in text["figures"] if f["stage"] == "dense"), None)
         reference = None if dense is None else dense["perplexity"]["value"]
         panels.append(_panel(f"perplexity, {text['text']}", rows, "perplexity", reference))
@@ -156,7 +155,7 @@ def _quality(evaluation: Value) -> Part:
                 ("stage", "keep", *(header[key] for key in measured)),
                 tuple(
                     (
-                        f["stage"].replace("static:", "stage "),
+                        _policy_name(f["stage"]),
                         f"{f['keep']:.3f}",
                         *(_interval(f["estimates"].get(key)) for key in measured),
                     )
@@ -174,6 +173,16 @@ def _quality(evaluation: Value) -> Part:
         draw_panels(stages, panels, from_zero=False),
         tuple(tables),
     )
+
+
+def _policy_name(policy: str) -> str:
+    """``static:0`` of an evaluation -> ``stage 0``."""
+    return policy.replace("static:", "stage ")
+
+
+def _stage_name(stage: str) -> str:
+    """``0`` of a benchmark -> ``stage 0``; ``schedule`` stays."""
+    return f"stage {stage}" if stage.isdigit() else stage
 
 
 def _panel(title: str, rows: Sequence[Value], key: str, reference: float | None) -> Panel:
@@ -195,11 +204,10 @@ def _speed(speed: BenchResult) -> Part:
     shown = [r for r in speed.rows if r.stage.isdigit() or r.stage == "schedule"]
     decode = {r.stage: r for r in shown if r.test == "decode"}
     prompt = {r.stage: r for r in shown if r.test == "prompt"}
-    names = [f"stage {s}" if s.isdigit() else s for s in decode]
+    names = [_stage_name(s) for s in decode]
     panels = [_times("ms a token, decoding", list(decode.values()))]
-    same = [s for s in decode if s in prompt]
-    if same == list(decode):
-        panels.append(_times("ms a token, reading a prompt", [prompt[s] for s in same]))
+    if decode.keys() <= prompt.keys():
+        panels.append(_times("ms a token, reading a prompt", [prompt[s] for s in decode]))
     first = next(iter(decode.values()))
     return Part(
         "speed",
@@ -216,7 +224,7 @@ def _speed(speed: BenchResult) -> Part:
                 ("stage", "test", "tokens", "ms a token", "± range", "tokens a second", "GB a second"),
                 tuple(
                     (
-                        f"stage {r.stage}" if r.stage.isdigit() else r.stage,
+                        _stage_name(r.stage),
                         r.test,
                         str(r.tokens),
                         f"{r.ms_per_token:.2f}",

@@ -6,7 +6,6 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ from .architectures import DecoderConfig, checkpoint_tensors
 from .chat_frames import write_frames
 from .genai import eos_tokens, genai_config
 from .layout import group_layouts
-from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat, fitted_formats
+from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat, rounded_plan
 from .parity import check_graph, check_values
 from .sizes import bytes_read
 from .source import CheckpointTensors
 from .stages import attach_weights, build_stage, save_stage, stage_file
+from .versions import export_versions
 from .weight_table import FILE_NAME, Matrix, Recipe, recipes
 from .weights import WeightFile
 
 _COPIED = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
-_PACKAGES = ("flrc-edge", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ def export(
             plan=plan,
             model=replace(written.model, context_length=positions, eos_token_ids=eos),
             stages=tuple(stages),
-            versions={**written.versions, **{name: version(name) for name in _PACKAGES}},
+            versions=export_versions(written),
         )
         write_card(folder, content)
         return manifests.seal(folder, content)
@@ -134,11 +133,8 @@ def _formats(written: Manifest, dtype: Dtype | None, head: Dtype | None) -> tupl
             )
         return written.dtype, written.plan
     chosen = NumberFormat.named(dtype or "int4")
-    projections = tuple(
-        replace(p, formats=fitted_formats(p, lambda _: chosen)) for p in written.plan.projections
-    )
     embedding = (NumberFormat.named(head) if head else chosen).fitted(written.model.hidden_size).name
-    return dtype or "int4", replace(written.plan, projections=projections, embedding=embedding)
+    return dtype or "int4", rounded_plan(written.plan, chosen, embedding=embedding)
 
 
 def _context(asked: int | None, config: DecoderConfig) -> int:

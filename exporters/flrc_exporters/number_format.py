@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flrc_runtime.errors import UsageError
-from flrc_runtime.manifest import ProjectionPlan
+from flrc_runtime.manifest import ProjectionPlan, RankPlan
 
 Integers = Literal["int8", "int8/64", "int8/128", "int4", "int4/64", "int4/128"]
 Dtype = Literal["fp32", Integers]
@@ -115,6 +115,12 @@ def fitted_formats(plan: ProjectionPlan, wanted: Callable[[str], NumberFormat]) 
         wanted: The format of a matrix, by its name in :meth:`ProjectionPlan.matrices`, before its block is fitted.
     """
     return tuple(wanted(name).fitted(width).name for name, (_, width) in plan.matrices().items())
+
+
+def rounded_plan(plan: RankPlan, wanted: NumberFormat, *, embedding: str) -> RankPlan:
+    """Return a plan whose projections all have one number format, and the embedding another."""
+    projections = tuple(replace(p, formats=fitted_formats(p, lambda _: wanted)) for p in plan.projections)
+    return replace(plan, projections=projections, embedding=embedding)
 
 
 @dataclass(frozen=True)

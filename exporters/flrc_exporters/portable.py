@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,11 @@ from flrc_runtime.model_card import write_card
 
 from .layout import GroupLayout, single_layout
 from .lowrank import LinearGroup
-from .number_format import AccuracyLevel, Dtype, NumberFormat, fitted_formats
+from .number_format import AccuracyLevel, Dtype, NumberFormat, rounded_plan
 from .optimum_graph import export_dense, optimum_python
 from .source import CheckpointTensors
 from .stages import IR_VERSION, attach_weights, save_stage, stage_file
+from .versions import export_versions
 from .weight_table import FILE_NAME, group_recipes
 from .weights import WeightFile
 
@@ -42,9 +42,8 @@ _COPIED = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_PACKAGES = ("flrc-edge", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 _SMALL = 1024  # bytes up to which a constant stays in the graph file
-_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.INT64: "int64"}
+_TYPES = (ir.DataType.FLOAT, ir.DataType.INT64)  # that weights.bin holds
 Progress = Callable[[str, int, int], None]
 
 
@@ -85,7 +84,8 @@ def export_portable(
             f"{checkpoint.name} holds integers, which --graph optimum does not take",
             hint="compress with --dtype float, and give --dtype to export",
         )
-    source, plan = CheckpointTensors(checkpoint), _with_formats(written.plan, dtype)
+    source = CheckpointTensors(checkpoint)
+    plan = rounded_plan(written.plan, NumberFormat.named(dtype), embedding="fp32")
     report = progress or _silent
     layouts = {p.name: single_layout(p, plan.num_stages) for p in plan.projections}
     with (
@@ -114,25 +114,17 @@ def export_portable(
             size = sum(stored.length for stored in used)
             stages.append(StageInfo(stage_file(stage), round(plan.kept(stage), 6), size))
             report("stages", stage + 1, plan.num_stages)
-        for name in _COPIED:
-            if (checkpoint / name).exists():
-                shutil.copyfile(checkpoint / name, folder / name)
+        _copy_files(checkpoint, folder)
         content = replace(
             written,
             kind="portable",
             dtype=dtype,
             plan=plan,
             stages=tuple(stages),
-            versions={**written.versions, **{name: version(name) for name in _PACKAGES}},
+            versions=export_versions(written),
         )
         write_card(folder, content)
         return manifests.seal(folder, content)
-
-
-def _with_formats(plan: RankPlan, dtype: Dtype) -> RankPlan:
-    chosen = NumberFormat.named(dtype)
-    projections = tuple(replace(p, formats=fitted_formats(p, lambda _: chosen)) for p in plan.projections)
-    return replace(plan, projections=projections, embedding="fp32")
 
 
 def _write_dense(checkpoint: Path, source: CheckpointTensors, plan: RankPlan, folder: Path) -> None:
@@ -146,6 +138,10 @@ def _write_dense(checkpoint: Path, source: CheckpointTensors, plan: RankPlan, fo
         if not p.dense:
             tensors[f"{p.name}.weight"] = _dense_weight(source, p)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _copy_files(checkpoint, folder)
+
+
+def _copy_files(checkpoint: Path, folder: Path) -> None:
     for name in _COPIED:
         if (checkpoint / name).exists():
             shutil.copyfile(checkpoint / name, folder / name)
@@ -253,12 +249,10 @@ def _move_constants(model: ir.Model, weights: WeightFile) -> None:
         constant = value.const_value
         if constant is None or constant.nbytes <= _SMALL:
             continue
-        kind = _TYPES.get(constant.dtype)
-        if kind is None:
+        if constant.dtype not in _TYPES:
             raise FormatError(f"optimum's graph holds {name} as {constant.dtype}, not as floats")
-        if name not in weights.table:
-            weights.append(name, constant.numpy())
-        value.shape = ir.Shape(constant.numpy().shape)
+        stored = weights.table.get(name) or weights.append(name, constant.numpy())
+        value.shape = ir.Shape(stored.shape)
         value.const_value = None
 
 

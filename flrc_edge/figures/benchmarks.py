@@ -21,6 +21,7 @@ from flrc_edge.figures.curves import (
     frontier_figure,
     growth_figure,
     healing_figure,
+    healing_series,
 )
 from flrc_runtime.typed_json import build
 
@@ -111,12 +112,7 @@ def _growth(key: str, value: Mapping[str, Any]) -> tuple[Picture, ...]:
 def _healing(key: str, value: Mapping[str, Any]) -> tuple[Picture, ...]:
     series = _series(value, f"healing of {key}")
     if not series and value.get("curve"):
-        points = value["curve"]
-        minutes = tuple(float(p["minutes"]) for p in points)
-        series = [
-            Series(f"stage {s}", minutes, tuple(float(p["validation"][s]) for p in points))
-            for s in range(len(points[0]["validation"]))
-        ]
+        series = healing_series(value["curve"])
     title = f"Healing: KL to the dense model on validation text over minutes, {key}"
     alt = f"{title}: " + ", ".join(f"{s.name} from {s.y[0]:.3f} to {s.y[-1]:.3f} nats" for s in series) + "."
     return _one("healing", key, alt, series, healing_figure, title)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -103,6 +103,15 @@ def draw_frontier(series: Sequence[Series], *, title: str = "") -> Figure:
         log_y=True,
         free_labels=True,
     )
+
+
+def healing_series(points: Sequence[Mapping[str, Any]]) -> list[Series]:
+    """Return a line for each stage from the points of a curve that ``flrc-edge heal`` writes."""
+    minutes = tuple(float(p["minutes"]) for p in points)
+    return [
+        Series(f"stage {s}", minutes, tuple(float(p["validation"][s]) for p in points))
+        for s in range(len(points[0]["validation"]))
+    ]
 
 
 def healing_figure(series: Sequence[Series], *, title: str = "", format: Format = "svg") -> bytes:

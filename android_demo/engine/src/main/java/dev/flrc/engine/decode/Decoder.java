@@ -30,8 +30,8 @@ public final class Decoder implements AutoCloseable {
     private final int context;
     private final int vocab;
     private final List<OnnxTensor> owned = new ArrayList<>();
-    private final Map<String, OnnxTensor> past = new HashMap<>();
-    private final Map<String, OnnxTensor> present = new HashMap<>();
+    private final Map<String, OnnxTensor> inputs = new HashMap<>(); // the cache, and what each run puts beside it
+    private final Map<String, OnnxTensor> outputs = new HashMap<>();
     private final LongBuffer ones;
     private final LongBuffer id = longs(1);
     private final FloatBuffer logits;
@@ -57,8 +57,8 @@ public final class Decoder implements AutoCloseable {
             for (int layer = 0; layer < manifest.numLayers; layer++) {
                 for (String kind : new String[] {"key", "value"}) {
                     OnnxTensor cache = floats(floats((int) (shape[1] * shape[2] * shape[3])), shape);
-                    past.put("past_key_values." + layer + "." + kind, cache);
-                    present.put("present." + layer + "." + kind, cache);
+                    inputs.put("past_key_values." + layer + "." + kind, cache);
+                    outputs.put("present." + layer + "." + kind, cache);
                 }
             }
             ones = longs(context);
@@ -146,8 +146,6 @@ public final class Decoder implements AutoCloseable {
             throw new FlrcException("position " + total + " is outside the context of " + context);
         }
         OrtSession session = sessions.get(stage);
-        Map<String, OnnxTensor> inputs = new HashMap<>(past);
-        Map<String, OnnxTensor> outputs = new HashMap<>(present);
         inputs.put("input_ids", ids);
         outputs.put("logits", output);
         ones.position(0).limit(total);

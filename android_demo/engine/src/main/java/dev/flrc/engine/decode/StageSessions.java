@@ -65,7 +65,7 @@ public final class StageSessions implements AutoCloseable {
             if (stage < 0 || stage >= manifest.stages.size()) {
                 throw new FlrcException("stage " + stage + " is not one of the bundle's " + manifest.stages.size());
             }
-            makeRoom();
+            closeDownTo(resident - 1);
             File graph = BundleFiles.resolveInside(folder, manifest.stages.get(stage).graph);
             try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
                 if (threads > 0) {
@@ -81,9 +81,9 @@ public final class StageSessions implements AutoCloseable {
         return session;
     }
 
-    private void makeRoom() throws FlrcException {
+    private void closeDownTo(int most) throws FlrcException {
         Iterator<OrtSession> oldest = open.values().iterator();
-        while (open.size() >= resident && oldest.hasNext()) {
+        while (open.size() > most) {
             try {
                 oldest.next().close();
             } catch (OrtException e) {
@@ -100,14 +100,7 @@ public final class StageSessions implements AutoCloseable {
 
     @Override
     public synchronized void close() throws FlrcException {
-        try {
-            for (OrtSession session : open.values()) {
-                session.close();
-            }
-        } catch (OrtException e) {
-            throw new FlrcException("a graph cannot be closed: " + reason(e));
-        }
-        open.clear();
+        closeDownTo(0);
     }
 
     static String reason(OrtException error) {

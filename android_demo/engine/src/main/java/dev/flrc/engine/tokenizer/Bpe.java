@@ -12,7 +12,6 @@ final class Bpe {
     private final boolean byteFallback;
     private final boolean ignoreMerges;
     private final int[] byteIds = new int[256];
-    private final boolean allBytes;
 
     Bpe(Vocabulary vocabulary, Merges merges, int unknown, boolean fuseUnknown, boolean byteFallback,
         boolean ignoreMerges) {
@@ -22,12 +21,9 @@ final class Bpe {
         this.fuseUnknown = fuseUnknown;
         this.byteFallback = byteFallback;
         this.ignoreMerges = ignoreMerges;
-        boolean all = true;
         for (int b = 0; b < 256; b++) {
             byteIds[b] = vocabulary.id(String.format("<0x%02X>", b));
-            all &= byteIds[b] >= 0;
         }
-        allBytes = all;
     }
 
     void encode(String word, Ids out) {
@@ -53,29 +49,26 @@ final class Bpe {
             String character = word.substring(i, next);
             i = next;
             int id = vocabulary.id(character);
-            boolean isUnknown = false;
             if (id >= 0) {
                 found.add(id);
+                afterUnknown = false;
             } else if (byteFallback && addBytes(character, found)) {
-                isUnknown = false;
+                afterUnknown = false;
             } else if (unknown >= 0) {
-                isUnknown = true;
                 if (!fuseUnknown || !afterUnknown) {
                     found.add(unknown);
                 }
+                afterUnknown = true;
             }
-            afterUnknown = isUnknown;
         }
         return found.toArray();
     }
 
     private boolean addBytes(String character, Ids found) {
         byte[] bytes = character.getBytes(StandardCharsets.UTF_8);
-        if (!allBytes) {
-            for (byte b : bytes) {
-                if (byteIds[b & 0xFF] < 0) {
-                    return false;
-                }
+        for (byte b : bytes) {
+            if (byteIds[b & 0xFF] < 0) {
+                return false;
             }
         }
         for (byte b : bytes) {
