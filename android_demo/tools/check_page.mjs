@@ -41,9 +41,9 @@ async function use(width, colorScheme) {
   await page.waitForSelector('#send:not([disabled])', { timeout: 60_000 });
   const stages = await page.locator('.stage input').count();
 
-  await page.click('summary');
+  await page.click('#settings summary');
   await page.fill('#max_tokens', '24');
-  await page.click('summary');
+  await page.click('#settings summary');
   await page.fill('#text', 'Why do leaves change color in autumn?');
   await page.press('#text', 'Enter');
   await page.waitForSelector('.foot', { timeout: 60_000 });
@@ -52,9 +52,9 @@ async function use(width, colorScheme) {
   assert.ok(await page.isChecked('#dial input[value=""]'), 'a new page follows the schedule');
   assert.equal(await page.locator('.answer >> nth=0 >> .stage-2').count(), 0, 'whatever the page before it chose');
 
-  await page.click('summary');
+  await page.click('#settings summary');
   await page.fill('#max_tokens', '400');
-  await page.click('summary');
+  await page.click('#settings summary');
   await page.fill('#text', 'Tell me a long story about a lighthouse.');
   await page.click('#send');
   await page.waitForSelector('.answer:nth-of-type(5) span, .answer >> nth=1 >> span', { timeout: 60_000 });
@@ -68,7 +68,7 @@ async function use(width, colorScheme) {
   await page.waitForFunction(() => document.querySelectorAll('.foot').length === 2, { timeout: 60_000 });
   assert.match(await page.locator('.foot').last().textContent(), /stopped/);
 
-  await page.click('summary');
+  await page.click('#settings summary');
   await page.fill('#temperature', '1000');
   await page.fill('#text', 'Why?');
   await page.click('#send');
@@ -77,6 +77,43 @@ async function use(width, colorScheme) {
   await page.fill('#temperature', '0.7');
   await page.click('#again');
   await page.waitForFunction(() => document.getElementById('talk').children.length === 0);
+
+  // Another bundle of the shelf: a mistake, then this one, opened and measured by stage.
+  await page.fill('#temperature', '0');
+  await page.click('#settings summary');
+  await page.click('#shelf summary');
+  await page.fill('#folder', '/nowhere');
+  await page.click('#import');
+  await page.waitForFunction(() => /flrc.json is missing/.test(document.getElementById('shelf_note').textContent));
+  await page.fill('#folder', path.resolve(bundle));
+  await page.click('#import');
+  await page.waitForFunction(() => /is imported/.test(document.getElementById('shelf_note').textContent), { timeout: 60_000 });
+  await page.screenshot({ path: path.join(folder, `android-shelf-${width}-${colorScheme}.png`) });
+  await page.locator('#bundles button', { hasText: 'Open' }).last().click();
+  await page.waitForFunction(() => !document.getElementById('shelf').open, { timeout: 60_000 });
+  await page.click('#bench summary');
+  await page.click('#measure');
+  await page.waitForFunction((n) => document.querySelectorAll('#results tbody tr').length === n, stages, { timeout: 120_000 });
+  for (const rate of await page.locator('#results tbody td:last-child').allTextContents()) {
+    assert.ok(Number(rate) > 0, `a stage was measured at ${rate} tokens a second`);
+  }
+  await page.screenshot({ path: path.join(folder, `android-benchmark-${width}-${colorScheme}.png`) });
+  await page.click('#bench summary');
+
+  // The automatic rank: at most no time at all a token ends on the last stage.
+  await page.click('#settings summary');
+  await page.selectOption('#policy', 'ms');
+  await page.fill('#budget_value', '0.01');
+  await page.press('#budget_value', 'Tab');
+  await page.fill('#max_tokens', '24');
+  await page.click('#settings summary');
+  await page.fill('#text', 'Why is the sky blue?');
+  await page.click('#send');
+  await page.waitForSelector('.foot >> nth=-1', { timeout: 60_000 });
+  await page.waitForSelector('#send:not([hidden])', { timeout: 60_000 });
+  if (stages > 1) {
+    assert.ok(await page.locator(`.answer .stage-${(stages - 1) % 4}`).count() > 0, 'a short budget leaves stage 0');
+  }
 
   const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
   assert.ok(wide <= 0, `the page is ${wide} px wider than the screen`);

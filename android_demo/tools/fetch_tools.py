@@ -22,6 +22,7 @@ PACKAGE = "com.github.asus4.onnxruntime@0.4.9"
 SHA256 = "e59788788818fdde1b2e522e766a21ba0f7d8391de55737abf81e32cc801785d"
 ONNXRUNTIME = "1.29.0"
 AAR, LINUX = "package/Plugins/Android/onnxruntime.aar", "package/Plugins/Linux/x64/libonnxruntime.so"
+AAR_FILE = "onnxruntime.aar"
 JAR = "classes.jar"
 STUBS = "libnnapistub.so"
 # DT_VERSYM, DT_VERDEF, DT_VERDEFNUM, DT_VERNEED, DT_VERNEEDNUM
@@ -66,12 +67,12 @@ def fetch() -> Path:
             if hashlib.file_digest(file, "sha256").hexdigest() != SHA256:
                 sys.exit(f"{PACKAGE} is not the package that was pinned")
         with tarfile.open(archive) as package:
-            for member, name in ((AAR, "onnxruntime.aar"), (LINUX, "libonnxruntime.so")):
+            for member, name in ((AAR, AAR_FILE), (LINUX, "libonnxruntime.so")):
                 source = package.extractfile(member)
                 assert source is not None
                 with source, (work / name).open("wb") as target:
                     shutil.copyfileobj(source, target)
-        with zipfile.ZipFile(work / "onnxruntime.aar") as aar:
+        with zipfile.ZipFile(work / AAR_FILE) as aar:
             jni = aar.read("jni/x86_64/libonnxruntime4j_jni.so")
             (work / "libonnxruntime4j_jni.so").write_bytes(without_versions(jni))
             _stubs(work)

@@ -133,9 +133,10 @@ def main() -> None:
     given = parser.parse_args()
     tools = fetch()
     with tempfile.TemporaryDirectory() as scratch:
-        classes = compiled(tools, Path(scratch))
+        classes = compiled(tools, Path(scratch) / "classes")
         path = os.pathsep.join((str(classes), str(tools / JAR)))
         java = ["java", "-cp", path, f"-Donnxruntime.native.path={tools}", "dev.flrc.desktop.HostMain"]
+        java.append(str(Path(scratch) / "library"))  # of the bundles that the page imports, while this runs
         engine = Engine(java, java_environment(tools))
         opening: dict[str, object] = {
             "type": "open",

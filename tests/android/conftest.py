@@ -116,12 +116,9 @@ def java_decoder(engine_command: list[str]) -> Java:
     return runner(engine_command, fetch_tools.java_environment(TOOLS))
 
 
-@pytest.fixture
-def host(engine_command: list[str]) -> Iterator[Host]:
-    """The engine behind JSON lines, as the app's page talks to it."""
-    command = [*engine_command, "dev.flrc.desktop.HostMain"]
+def hosted(command: list[str], *arguments: object) -> Iterator[Host]:
     with subprocess.Popen(
-        command,
+        [*command, "dev.flrc.desktop.HostMain", *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -132,3 +129,15 @@ def host(engine_command: list[str]) -> Iterator[Host]:
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(60) == 0
+
+
+@pytest.fixture
+def host(engine_command: list[str]) -> Iterator[Host]:
+    """The engine behind JSON lines, as the app's page talks to it."""
+    yield from hosted(engine_command)
+
+
+@pytest.fixture
+def library(engine_command: list[str], tmp_path: Path) -> Iterator[Host]:
+    """The engine and a folder of bundles, ``library`` of ``tmp_path``, behind JSON lines."""
+    yield from hosted(engine_command, tmp_path / "library")

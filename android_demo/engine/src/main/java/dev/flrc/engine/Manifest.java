@@ -124,6 +124,32 @@ public final class Manifest {
      */
     public static Manifest read(File folder) throws FormatException, VerificationException {
         String name = folder.getName();
+        Manifest manifest = parsed(folder);
+        for (Map.Entry<String, Listed> entry : manifest.files.entrySet()) {
+            long size = BundleFiles.resolveInside(folder, entry.getKey()).length();
+            if (size != entry.getValue().size) {
+                throw new VerificationException(name + ": " + entry.getKey() + " has " + size + " bytes, "
+                    + entry.getValue().size + " were written", "copy the bundle again");
+            }
+        }
+        return manifest;
+    }
+
+    /**
+     * Reads the manifest alone: sizes of the files (bytes) by name, the model card left out, there or not.
+     *
+     * @throws FormatException see {@link #read}
+     */
+    public static Map<String, Long> listed(File folder) throws FormatException {
+        Map<String, Long> sizes = new LinkedHashMap<>();
+        for (Map.Entry<String, Listed> entry : parsed(folder).files.entrySet()) {
+            sizes.put(entry.getKey(), entry.getValue().size);
+        }
+        return sizes;
+    }
+
+    private static Manifest parsed(File folder) throws FormatException {
+        String name = folder.getName();
         if (!folder.isDirectory()) {
             throw new FormatException(name + " is not a folder", "give the folder that flrc-edge export wrote");
         }
@@ -142,13 +168,6 @@ public final class Manifest {
                 "flrc-edge export writes a bundle");
         }
         Manifest manifest = new Manifest(raw);
-        for (Map.Entry<String, Listed> entry : manifest.files.entrySet()) {
-            long size = BundleFiles.resolveInside(folder, entry.getKey()).length();
-            if (size != entry.getValue().size) {
-                throw new VerificationException(name + ": " + entry.getKey() + " has " + size + " bytes, "
-                    + entry.getValue().size + " were written", "copy the bundle again");
-            }
-        }
         for (String needed : manifest.required()) {
             if (!manifest.files.containsKey(needed)) {
                 throw new FormatException(name + ": " + FILE_NAME + " does not list " + needed);

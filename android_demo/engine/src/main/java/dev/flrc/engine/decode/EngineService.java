@@ -41,6 +41,14 @@ public final class EngineService implements AutoCloseable {
     /** Takes events, each a line of JSON, from the engine's thread. */
     public interface Events {
         void event(String json);
+
+        /** Told on the engine's thread that a bundle begins to load. */
+        default void loading(File folder) {
+        }
+
+        /** Told that loading it ended, well or with an error. */
+        default void loaded(File folder, boolean opened) {
+        }
     }
 
     private static final int DEFAULT_CONTEXT = 2048;
@@ -130,9 +138,20 @@ public final class EngineService implements AutoCloseable {
 
     private void open(Fields asked) throws FlrcException {
         release();
+        File folder = new File(asked.text("folder"));
+        Map<String, Object> event = null;
+        events.loading(folder);
+        try {
+            event = open(folder, asked);
+        } finally {
+            events.loaded(folder, event != null);
+        }
+        send("opened", event);
+    }
+
+    private Map<String, Object> open(File folder, Fields asked) throws FlrcException {
         chosenStage = -1;
         long begun = System.nanoTime();
-        File folder = new File(asked.text("folder"));
         Manifest found = Manifest.verify(folder);
         Tokenizer tokenizer = Tokenizer.open(BundleFiles.resolveInside(folder, "tokenizer.json"));
         ChatFrames frames = ChatFrames.open(folder, found);
@@ -166,7 +185,7 @@ public final class EngineService implements AutoCloseable {
         }
         event.put("stages", stages);
         event.put("ms", milliseconds(begun));
-        send("opened", event);
+        return event;
     }
 
     private void ask(Fields asked, int question) throws FlrcException {

@@ -1,0 +1,142 @@
+"""Run a bundle on the arm64 library that is inside the APK, under qemu, and compare it with this machine's onnxruntime.
+
+The library is Android's; a small C library of ours stands in for bionic's (native_check/). Tokens are given, never
+chosen: integer kernels differ between the two instruction sets, and a free answer may part at any token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import flrc_runtime
+from debian import unpacked
+from fetch_tools import AAR_FILE, fetch, tools_folder, without_versions
+
+CHECK = Path(__file__).parents[1] / "native_check"
+CORES = ("cortex-a53", "cortex-a76", "max")
+TOKENS = 24
+QEMU_PACKAGE, QEMU_SUITES, QEMU_PATH = "qemu-user", ("trixie",), "usr/bin/qemu-aarch64"
+QEMU_VERSION = (9, 0)  # older ones end in a fault as soon as onnxruntime asks which processor this is
+COMPILER, ROOT = "aarch64-linux-gnu-gcc", "/usr/aarch64-linux-gnu"
+EMPTY = ("m", "dl", "log", "android")  # bionic's other libraries
+
+
+def qemu() -> Path:
+    """Return a qemu that runs onnxruntime: this machine's, or one out of a later Debian, kept in the user's cache."""
+    own = shutil.which("qemu-aarch64")
+    if own is not None and _version(Path(own)) >= QEMU_VERSION:
+        return Path(own)
+    kept = tools_folder().parent / "qemu-aarch64"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+            found = unpacked(QEMU_PACKAGE, QEMU_SUITES, Path(scratch)) / QEMU_PATH
+            found.resolve().rename(kept)
+    return kept
+
+
+def build(folder: Path) -> None:
+    """Put the program, the library and what it needs of Android into a folder.
+
+    Raises:
+        SystemExit: The compiler is missing or fails.
+    """
+    if shutil.which(COMPILER) is None:
+        sys.exit(f"{COMPILER} is missing: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross g++-aarch64-linux-gnu")
+    with zipfile.ZipFile(fetch() / AAR_FILE) as aar:
+        for name in aar.namelist():
+            if name.startswith("headers/"):
+                (folder / Path(name).name).write_bytes(aar.read(name))
+        library = aar.read("jni/arm64-v8a/libonnxruntime.so")
+    (folder / "libonnxruntime.so").write_bytes(without_versions(library))
+    flags = ["-O1", "-fno-builtin", "-w"]
+    _compile([*flags, "-shared", "-fPIC", CHECK / "shim.c", "-o", folder / "libc.so", "-Wl,-soname,libc.so"])
+    for name in EMPTY:
+        empty = folder / "empty.c"
+        empty.write_text("")
+        _compile(["-shared", "-fPIC", empty, "-o", folder / f"lib{name}.so", f"-Wl,-soname,lib{name}.so"])
+    _compile(["-O1", "-Wall", "-I", folder, CHECK / "run.c", "-o", folder / "run", "-ldl"])
+
+
+def emulated(
+    emulator: Path, built: Path, bundle: Path, ids: Sequence[int], stages: Sequence[int], core: str
+) -> NDArray[np.float32]:
+    """Return the logits of every token on one emulated processor, ``[tokens, vocab]``.
+
+    Raises:
+        SystemExit: The program fails.
+    """
+    manifest = flrc_runtime.load(bundle, threads=1).manifest
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "logits"
+        model = manifest.model
+        command = [
+            *(emulator, "-cpu", core, "-L", ROOT),
+            *("-E", f"LD_LIBRARY_PATH={built}", "-E", f"LD_PRELOAD={built / 'libc.so'}"),
+            *(built / "run", built / "libonnxruntime.so", out),
+            *(model.num_layers, model.num_kv_heads, model.head_dim, model.vocab_size),
+            *(bundle / stage.graph for stage in manifest.stages),
+        ]
+        given = "".join(f"{i} {s}\n" for i, s in zip(ids, stages, strict=True))
+        done = subprocess.run([str(c) for c in command], input=given, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{core}: the program ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        return np.fromfile(out, "<f4").reshape(len(ids), -1)
+
+
+def compare(bundle: Path) -> list[dict[str, object]]:
+    """Return, for every processor, how far its logits are from this machine's, and how often the best token is the same."""
+    model = flrc_runtime.load(bundle, threads=1, context=TOKENS + 1)
+    random = np.random.default_rng(0)
+    ids = random.integers(3, model.manifest.model.vocab_size, TOKENS).tolist()
+    stages = [i * len(model.manifest.stages) // TOKENS for i in range(TOKENS // 2)]
+    stages += random.integers(0, len(model.manifest.stages), TOKENS - len(stages)).tolist()
+    decoder = model.decoder()
+    wanted = np.stack([decoder.step(i, s).copy() for i, s in zip(ids, stages, strict=True)])
+    found = []
+    emulator = qemu()
+    with tempfile.TemporaryDirectory() as scratch:
+        build(Path(scratch))
+        for core in CORES:
+            logits = emulated(emulator, Path(scratch), bundle, ids, stages, core)
+            found.append(
+                {
+                    "core": core,
+                    "relative_l2": float(np.linalg.norm(logits - wanted) / np.linalg.norm(wanted)),
+                    "same_best_token": float((logits.argmax(1) == wanted.argmax(1)).mean()),
+                    "tokens": TOKENS,
+                    "moves": int((np.diff(stages) != 0).sum()),
+                }
+            )
+    return found
+
+
+def _version(program: Path) -> tuple[int, ...]:
+    text = subprocess.run([str(program), "--version"], capture_output=True, text=True).stdout
+    numbers = re.search(r"version (\d+)\.(\d+)", text)
+    return tuple(map(int, numbers.groups())) if numbers else (0,)
+
+
+def _compile(arguments: list[object]) -> None:
+    done = subprocess.run([COMPILER, *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{COMPILER} failed:\n{done.stderr.strip()[-2000:]}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    for line in compare(parser.parse_args().bundle):
+        print(json.dumps(line))
