@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 OUT ?= out
 OPTIMUM := .venv-optimum
 
-.PHONY: demo test test-full lint docs docs-cli docs-chat docs-report android-tools android-test android-preview android-page format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
+.PHONY: demo test test-full lint docs docs-cli docs-chat docs-report android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
 
 setup: $(VENV)/.ready
 
@@ -84,6 +84,14 @@ android-preview: android-tools
 android-page: android-tools
 	test -d node_modules/axe-core || npm install --no-save --ignore-scripts --no-audit --no-fund playwright-core axe-core
 	node android_demo/tools/check_page.mjs $(BIN)/python $(BUNDLE) $(OUT)
+
+# The app, signed with a debug key that is made in the user's cache (or with --key of build_apk.py).
+apk: setup
+	$(BIN)/python android_demo/tools/build_apk.py $(OUT)/flrc-edge.apk
+
+# A bundle on the arm64 library that is inside the APK, under qemu, beside this machine's.
+android-arm64: android-tools
+	$(BIN)/python android_demo/tools/arm64_check.py $(BUNDLE)
 
 android-test: android-tools
 	$(BIN)/python -m pytest tests/android

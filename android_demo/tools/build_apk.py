@@ -45,19 +45,34 @@ def build(target: Path, *, key: Path, password: str) -> None:
             (work / name).mkdir()
         unsigned, aligned, signed = (work / f"{name}.apk" for name in ("unsigned", "aligned", "signed"))
         run(
-            ["aapt", "package", "-f", "-m", "-J", work / "gen", "-M", APP / "AndroidManifest.xml"]
-            + ["-S", APP / "res", "-A", APP / "assets", "-I", fetch_sdk.FRAMEWORK, "-F", unsigned],
+            [
+                *("aapt", "package", "-f", "-m", "-J", work / "gen", "-M", APP / "AndroidManifest.xml"),
+                *("-S", APP / "res", "-A", APP / "assets", "-I", fetch_sdk.FRAMEWORK, "-F", unsigned),
+            ],
             "the resources",
         )
         folders = (APP / "java", DEMO / "engine" / "src" / "main", work / "gen")
         sources = [path for folder in folders for path in sorted(folder.rglob("*.java"))]
         libraries = os.pathsep.join((str(sdk / "android.jar"), str(tools / fetch_tools.JAR)))
         lint = ["-Xlint:all,-serial,-options,-classfile", "-Werror"]
-        run(["javac", "--release", "11", *lint, "-cp", libraries, "-d", work / "classes", *sources], "the sources")
         run(
-            ["java", "-cp", sdk / "d8.jar", "com.android.tools.r8.D8", "--release", "--min-api", MIN_API]
-            + ["--lib", sdk / "android.jar", "--output", work / "dex"]
-            + [*sorted((work / "classes").rglob("*.class")), tools / fetch_tools.JAR],
+            ["javac", "--release", "11", *lint, "-cp", libraries, "-d", work / "classes", *sources],
+            "the sources",
+        )
+        run(
+            [
+                *(
+                    "java",
+                    "-cp",
+                    sdk / "d8.jar",
+                    "com.android.tools.r8.D8",
+                    "--release",
+                    "--min-api",
+                    MIN_API,
+                ),
+                *("--lib", sdk / "android.jar", "--output", work / "dex"),
+                *(*sorted((work / "classes").rglob("*.class")), tools / fetch_tools.JAR),
+            ],
             "the dex file",
         )
         with (
@@ -96,7 +111,11 @@ def check(apk: Path) -> None:
         sys.exit(f"the APK is not for {ABI} alone")
     with zipfile.ZipFile(apk) as archive:
         names = set(archive.namelist())
-        needed = {f"lib/{ABI}/libonnxruntime.so", f"lib/{ABI}/libonnxruntime4j_jni.so", "assets/ui/index.html"}
+        needed = {
+            f"lib/{ABI}/libonnxruntime.so",
+            f"lib/{ABI}/libonnxruntime4j_jni.so",
+            "assets/ui/index.html",
+        }
         if missing := sorted(needed - names):
             sys.exit(f"the APK lacks {', '.join(missing)}")
         dex = b"".join(archive.read(name) for name in sorted(names) if name.endswith(".dex"))
@@ -109,9 +128,20 @@ def make_key(path: Path, password: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     secret = {**os.environ, "FLRC_EDGE_KEY": password}
     run(
-        ["keytool", "-genkeypair", "-keystore", path, "-storepass:env", "FLRC_EDGE_KEY", "-alias", "debug"]
-        + ["-keypass:env", "FLRC_EDGE_KEY", "-keyalg", "RSA", "-keysize", "2048", "-validity", "10000"]
-        + ["-dname", "CN=flrc-edge debug"],
+        [
+            *(
+                "keytool",
+                "-genkeypair",
+                "-keystore",
+                path,
+                "-storepass:env",
+                "FLRC_EDGE_KEY",
+                "-alias",
+                "debug",
+            ),
+            *("-keypass:env", "FLRC_EDGE_KEY", "-keyalg", "RSA", "-keysize", "2048", "-validity", "10000"),
+            *("-dname", "CN=flrc-edge debug"),
+        ],
         "the debug key",
         secret,
     )

@@ -65,7 +65,7 @@ async function use(width, colorScheme) {
   assert.ok(await page.isVisible('#halt'), 'an answer that runs can be stopped');
   await page.screenshot({ path: path.join(folder, `android-${width}-${colorScheme}.png`) });
   await page.click('#halt');
-  await page.waitForFunction(() => document.querySelectorAll('.foot').length === 2, { timeout: 60_000 });
+  await page.waitForFunction(() => document.querySelectorAll('.foot').length === 2, undefined, { timeout: 60_000 });
   assert.match(await page.locator('.foot').last().textContent(), /stopped/);
 
   await page.click('#settings summary');
@@ -87,10 +87,11 @@ async function use(width, colorScheme) {
   await page.waitForFunction(() => /flrc.json is missing/.test(document.getElementById('shelf_note').textContent));
   await page.fill('#folder', path.resolve(bundle));
   await page.click('#import');
-  await page.waitForFunction(() => /is imported/.test(document.getElementById('shelf_note').textContent), { timeout: 60_000 });
+  await page.waitForFunction(() => /is imported/.test(document.getElementById('shelf_note').textContent), undefined, { timeout: 60_000 });
   await page.screenshot({ path: path.join(folder, `android-shelf-${width}-${colorScheme}.png`) });
   await page.locator('#bundles button', { hasText: 'Open' }).last().click();
-  await page.waitForFunction(() => !document.getElementById('shelf').open, { timeout: 60_000 });
+  await page.waitForFunction(() => !document.getElementById('shelf').open, undefined, { timeout: 60_000 });
+  await page.waitForSelector('#measure:not([disabled])', { state: 'attached' });
   await page.click('#bench summary');
   await page.click('#measure');
   await page.waitForFunction((n) => document.querySelectorAll('#results tbody tr').length === n, stages, { timeout: 120_000 });

@@ -20,10 +20,10 @@ from fetch_tools import tools_folder
 
 D8_PACKAGE = "mobsf==4.4.0"
 D8_MEMBER = "bundletool"
-D8_SHA256 = ""
+D8_SHA256 = "2d4ad908faea64047c1cc9cb747e6aa667c6ab192e09607bd16b67246a8cd6ae"
 API_PACKAGE, API_SUITES = "libandroid-23-java", ("sid", "bullseye")
 API_PATH = "usr/share/java/com.android.android-23.jar"
-API_SHA256 = ""
+API_SHA256 = "4475aa3fe1fc28bdb87ae6351d6ccff58f344a1b9e2fe685f7a6fee41ba68613"
 PROGRAMS = {"aapt": "aapt", "zipalign": "zipalign", "apksigner": "apksigner", "javac": "default-jdk-headless"}
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
 

@@ -13,9 +13,11 @@ from flrc_edge.cli.settings import INTEGERS
 from flrc_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from flrc_exporters.number_format import AccuracyLevel
     from flrc_runtime.manifest import Manifest
 
 DTYPES = click.Choice(["fp32", *INTEGERS])
+LEVELS: dict[str, AccuracyLevel] = {"0": 0, "4": 4}
 
 
 @click.command("export")
@@ -32,6 +34,13 @@ DTYPES = click.Choice(["fp32", *INTEGERS])
 @click.option("--head", type=DTYPES, help="Number format of embedding and head; default: that of --dtype.")
 @click.option(
     "--context", type=int, help="Tokens a conversation may have; default: the model's, at most 4096."
+)
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    default="4",
+    show_default=True,
+    help="4: kernels of integer weights may round activations to int8, which is faster; 0: they do not.",
 )
 @click.option(
     "--graph",
@@ -56,6 +65,7 @@ def command(
     dtype: Any,
     head: Any,
     context: int | None,
+    accuracy_level: str,
     graph: str,
     optimum_python: str | None,
     overwrite: bool,
@@ -72,7 +82,15 @@ def command(
     if graph == "optimum":
         if head is not None or context is not None:
             raise UsageError("--head and --context are for our own graph", hint="leave them out")
-        _portable(checkpoint, output, dtype or "fp32", optimum_python, overwrite=overwrite, as_json=as_json)
+        _portable(
+            checkpoint,
+            output,
+            dtype or "fp32",
+            optimum_python,
+            accuracy_level=LEVELS[accuracy_level],
+            overwrite=overwrite,
+            as_json=as_json,
+        )
         return
     quiet = bool((ctx.find_root().params or {}).get("quiet"))
     if dtype != "fp32" and not quiet and not read(checkpoint, "checkpoint").plan.embedding:
@@ -84,6 +102,7 @@ def command(
             dtype=dtype,
             head=head,
             context=context,
+            accuracy_level=LEVELS[accuracy_level],
             overwrite=overwrite,
             progress=progress,
         )
@@ -99,13 +118,26 @@ def command(
 
 
 def _portable(
-    checkpoint: Path, output: Path, dtype: Any, python: str | None, *, overwrite: bool, as_json: bool
+    checkpoint: Path,
+    output: Path,
+    dtype: Any,
+    python: str | None,
+    *,
+    accuracy_level: AccuracyLevel,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     from flrc_exporters.portable import export_portable
 
     with from_context() as progress:
         manifest = export_portable(
-            checkpoint, output, optimum=python, dtype=dtype, overwrite=overwrite, progress=progress
+            checkpoint,
+            output,
+            optimum=python,
+            dtype=dtype,
+            accuracy_level=accuracy_level,
+            overwrite=overwrite,
+            progress=progress,
         )
     if as_json:
         click.echo(json.dumps(_summary(manifest, output), indent=1))

@@ -8,7 +8,6 @@ import android.os.Handler;
 import android.os.Looper;
 import android.view.WindowManager;
 import android.webkit.JavascriptInterface;
-import android.webkit.WebResourceRequest;
 import android.webkit.WebView;
 import android.webkit.WebViewClient;
 import dev.flrc.engine.FlrcException;
@@ -43,14 +42,9 @@ public final class MainActivity extends Activity {
         page.addJavascriptInterface(new RankBridge(), "RankBridge");
         page.setWebViewClient(new WebViewClient() {
             @Override
-            public boolean shouldOverrideUrlLoading(WebView view, WebResourceRequest request) {
-                return true; // no other page
-            }
-
-            @Override
-            @SuppressWarnings("deprecation")
+            @SuppressWarnings("deprecation") // its successor, which calls it, is not in API level 23
             public boolean shouldOverrideUrlLoading(WebView view, String address) {
-                return true;
+                return true; // no other page
             }
         });
         setContentView(page);
