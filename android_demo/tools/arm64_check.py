@@ -104,31 +104,44 @@ def emulated(
         return np.fromfile(out, "<f4").reshape(len(ids), -1)
 
 
-def compare(bundle: Path) -> list[dict[str, object]]:
-    """Return, for every processor, how far its logits are from this machine's, and how often both prefer one token."""
-    model = flrc_runtime.load(bundle, threads=1, context=TOKENS + 1)
-    random = np.random.default_rng(0)
-    ids = model.tokenizer.encode(TEXT)[:TOKENS]
-    stages = [i * len(model.manifest.stages) // TOKENS for i in range(TOKENS // 2)]
-    stages += random.integers(0, len(model.manifest.stages), TOKENS - len(stages)).tolist()
-    decoder = model.decoder()
-    wanted = np.stack([decoder.step(i, s).copy() for i, s in zip(ids, stages, strict=True)])
-    found = []
+def compare(bundle: Path, exact: Path | None = None) -> list[dict[str, object]]:
+    """Return, for every processor, how far its logits are from this machine's, and how often both prefer one token.
+
+    With the bundle's twin of accuracy level 0, how far both are from this machine's exact logits, too: at level 4
+    each instruction set rounds activations to int8 in its own way.
+    """
     emulator = qemu()
+    model = flrc_runtime.load(bundle, threads=1)
+    ids = model.tokenizer.encode(TEXT)[:TOKENS]
+    count = len(model.manifest.stages)
+    stages = [i * count // TOKENS for i in range(TOKENS // 2)]
+    stages += np.random.default_rng(0).integers(0, count, TOKENS - len(stages)).tolist()
+    here = _logits(bundle, ids, stages)
+    truth = None if exact is None else _logits(exact, ids, stages)
+    found = []
     with tempfile.TemporaryDirectory() as scratch:
         build(Path(scratch))
         for core in CORES:
-            logits = emulated(emulator, Path(scratch), bundle, ids, stages, core)
-            found.append(
-                {
-                    "core": core,
-                    "relative_l2": float(np.linalg.norm(logits - wanted) / np.linalg.norm(wanted)),
-                    "same_best_token": float((logits.argmax(1) == wanted.argmax(1)).mean()),
-                    "tokens": TOKENS,
-                    "moves": int((np.diff(stages) != 0).sum()),
-                }
-            )
+            there = emulated(emulator, Path(scratch), bundle, ids, stages, core)
+            line = {"core": core, **_distance(there, here)}
+            if truth is not None:
+                line["to_exact"] = _distance(there, truth)
+            found.append(line | {"tokens": len(ids), "moves": int((np.diff(stages) != 0).sum())})
+    if truth is not None:
+        found.append({"core": "this machine", "to_exact": _distance(here, truth)})
     return found
+
+
+def _logits(bundle: Path, ids: Sequence[int], stages: Sequence[int]) -> NDArray[np.float32]:
+    decoder = flrc_runtime.load(bundle, threads=1, context=len(ids) + 1).decoder()
+    return np.stack([decoder.step(i, s).copy() for i, s in zip(ids, stages, strict=True)])
+
+
+def _distance(logits: NDArray[np.float32], wanted: NDArray[np.float32]) -> dict[str, float]:
+    return {
+        "relative_l2": float(np.linalg.norm(logits - wanted) / np.linalg.norm(wanted)),
+        "same_best_token": float((logits.argmax(1) == wanted.argmax(1)).mean()),
+    }
 
 
 def _version(program: Path) -> tuple[int, ...]:
@@ -146,5 +159,7 @@ def _compile(arguments: list[object]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
-    for line in compare(parser.parse_args().bundle):
+    parser.add_argument("--exact", type=Path, help="the same checkpoint, exported with --accuracy-level 0")
+    given = parser.parse_args()
+    for line in compare(given.bundle, given.exact):
         print(json.dumps(line))
