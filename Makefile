@@ -93,8 +93,9 @@ apk: setup
 android-arm64: android-tools
 	$(BIN)/python android_demo/tools/arm64_check.py $(BUNDLE)
 
+# With APK=file, on the classes that are in an APK, turned back from dex, instead of the sources'.
 android-test: android-tools
-	$(BIN)/python -m pytest tests/android
+	FLRC_EDGE_APK=$(APK) $(BIN)/python -m pytest tests/android
 
 # Measures every figure of docs/benchmarks.md again, in about eight hours on two cores; nothing else may run meanwhile.
 # Statistics are cached by what they are measured on, so an interrupted run goes on where it was.

@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from debian import unpacked
@@ -38,17 +39,23 @@ COMPILER, ROOT = "aarch64-linux-gnu-gcc", "/usr/aarch64-linux-gnu"
 EMPTY = ("m", "dl", "log", "android")  # bionic's other libraries
 
 
-def qemu() -> Path:
-    """Return a qemu that runs onnxruntime: this machine's, or one out of a later Debian, kept in the user's cache."""
-    own = shutil.which("qemu-aarch64")
+def installed_qemu() -> Path | None:
+    """Return a qemu that runs onnxruntime: this machine's, or the one in the user's cache."""
+    own, kept = shutil.which("qemu-aarch64"), _kept_qemu()
     if own is not None and _version(Path(own)) >= QEMU_VERSION:
         return Path(own)
-    kept = tools_folder().parent / "qemu-aarch64"
-    if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            found = unpacked(QEMU_PACKAGE, QEMU_SUITES, Path(scratch)) / QEMU_PATH
-            found.resolve().rename(kept)
+    return kept if kept.is_file() else None
+
+
+def qemu() -> Path:
+    """Return a qemu that runs onnxruntime; where there is none, one of a later Debian goes to the user's cache."""
+    if (installed := installed_qemu()) is not None:
+        return installed
+    kept = _kept_qemu()
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+        found = unpacked(QEMU_PACKAGE, QEMU_SUITES, Path(scratch)) / QEMU_PATH
+        found.resolve().rename(kept)
     return kept
 
 
@@ -104,7 +111,7 @@ def emulated(
         return np.fromfile(out, "<f4").reshape(len(ids), -1)
 
 
-def compare(bundle: Path, exact: Path | None = None) -> list[dict[str, object]]:
+def compare(bundle: Path, exact: Path | None = None) -> list[dict[str, Any]]:
     """Return, for every processor, how far its logits are from this machine's, and how often both prefer one token.
 
     With the bundle's twin of accuracy level 0, how far both are from this machine's exact logits, too: at level 4
@@ -123,7 +130,7 @@ def compare(bundle: Path, exact: Path | None = None) -> list[dict[str, object]]:
         build(Path(scratch))
         for core in CORES:
             there = emulated(emulator, Path(scratch), bundle, ids, stages, core)
-            line = {"core": core, **_distance(there, here)}
+            line: dict[str, Any] = {"core": core, **_distance(there, here)}
             if truth is not None:
                 line["to_exact"] = _distance(there, truth)
             found.append(line | {"tokens": len(ids), "moves": int((np.diff(stages) != 0).sum())})
@@ -142,6 +149,10 @@ def _distance(logits: NDArray[np.float32], wanted: NDArray[np.float32]) -> dict[
         "relative_l2": float(np.linalg.norm(logits - wanted) / np.linalg.norm(wanted)),
         "same_best_token": float((logits.argmax(1) == wanted.argmax(1)).mean()),
     }
+
+
+def _kept_qemu() -> Path:
+    return tools_folder().parent / "qemu-aarch64"
 
 
 def _version(program: Path) -> tuple[int, ...]:

@@ -61,15 +61,8 @@ def build(target: Path, *, key: Path, password: str) -> None:
         )
         run(
             [
-                *(
-                    "java",
-                    "-cp",
-                    sdk / "d8.jar",
-                    "com.android.tools.r8.D8",
-                    "--release",
-                    "--min-api",
-                    MIN_API,
-                ),
+                *("java", "-cp", sdk / "d8.jar", "com.android.tools.r8.D8", "--release"),
+                *("--min-api", MIN_API),
                 *("--lib", sdk / "android.jar", "--output", work / "dex"),
                 *(*sorted((work / "classes").rglob("*.class")), tools / fetch_tools.JAR),
             ],
@@ -103,7 +96,10 @@ def check(apk: Path) -> None:
     Raises:
         SystemExit: It is one of these.
     """
-    run(["apksigner", "verify", "--min-sdk-version", MIN_API, apk], "the signature")
+    signature = run(["apksigner", "verify", "--verbose", "--min-sdk-version", MIN_API, apk], "the signature")
+    for scheme in ("v2", "v3"):
+        if not re.search(rf"{scheme} scheme .*: true", signature):
+            sys.exit(f"the APK is not signed by scheme {scheme}")
     if "uses-permission" in run(["aapt", "dump", "permissions", apk], "the permissions"):
         sys.exit("the APK asks for a permission")
     badging = run(["aapt", "dump", "badging", apk], "the manifest")
@@ -129,18 +125,9 @@ def make_key(path: Path, password: str) -> None:
     secret = {**os.environ, "FLRC_EDGE_KEY": password}
     run(
         [
-            *(
-                "keytool",
-                "-genkeypair",
-                "-keystore",
-                path,
-                "-storepass:env",
-                "FLRC_EDGE_KEY",
-                "-alias",
-                "debug",
-            ),
-            *("-keypass:env", "FLRC_EDGE_KEY", "-keyalg", "RSA", "-keysize", "2048", "-validity", "10000"),
-            *("-dname", "CN=flrc-edge debug"),
+            *("keytool", "-genkeypair", "-keystore", path, "-alias", "debug", "-dname", "CN=flrc-edge debug"),
+            *("-storepass:env", "FLRC_EDGE_KEY", "-keypass:env", "FLRC_EDGE_KEY"),
+            *("-keyalg", "RSA", "-keysize", "2048", "-validity", "10000"),
         ],
         "the debug key",
         secret,

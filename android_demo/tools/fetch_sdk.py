@@ -33,16 +33,19 @@ def sdk_folder() -> Path:
     return tools_folder().parent / "sdk"
 
 
+def missing_packages() -> list[str]:
+    """Return the Debian packages of the programs that are not on this machine."""
+    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    return missing if FRAMEWORK.is_file() else [*missing, "android-framework-res"]
+
+
 def fetch() -> Path:
     """Return the folder with ``d8.jar`` and ``android.jar``.
 
     Raises:
         SystemExit: A program is missing, or what was downloaded is not what was pinned.
     """
-    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
-    if not FRAMEWORK.is_file():
-        missing.append("android-framework-res")
-    if missing:
+    if missing := missing_packages():
         sys.exit(f"the APK is built with programs that are missing: apt-get install {' '.join(missing)}")
     folder = sdk_folder()
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,10 +17,15 @@ import pytest
 
 DEMO = Path(__file__).parents[2] / "android_demo"
 sys.path.insert(0, str(DEMO / "tools"))
+import dex_roundtrip  # noqa: E402
+import fetch_sdk  # noqa: E402
 import fetch_tools  # noqa: E402
 
 # Of the user's own cache, before tests get one of their own.
-TOOLS = fetch_tools.tools_folder()
+TOOLS, SDK = fetch_tools.tools_folder(), fetch_sdk.sdk_folder()
+APK = (
+    os.environ.get("FLRC_EDGE_APK") or None
+)  # an APK whose classes all tests here run on, instead of the sources'
 Java = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -82,32 +87,61 @@ def runner(command: list[str], environment: dict[str, str] | None = None) -> Jav
     return run
 
 
+def java_command(
+    folder: Path, engine: list[Path], checks: list[Path], *libraries: Path, apk_classes: Path | None = None
+) -> list[str]:
+    """Compile the engine and what asks it; with the classes of an APK, these run in place of the compiled engine."""
+    jars = [str(path) for path in libraries]
+    built, asking = folder / "engine", folder / "checks"
+    for path in (built, asking):
+        path.mkdir()
+    compiled(built, engine, "-cp", os.pathsep.join([str(built), *jars]))
+    compiled(asking, checks, "-cp", os.pathsep.join([str(built), *jars]))
+    if apk_classes is not None:  # onnxruntime's Java API is among them
+        return ["java", *dex_roundtrip.JVM_OPTIONS, "-cp", os.pathsep.join([str(asking), str(apk_classes)])]
+    return ["java", "-cp", os.pathsep.join([str(asking), str(built), *jars])]
+
+
+def sources(part: str) -> list[Path]:
+    return sorted((DEMO / part).rglob("*.java"))
+
+
 @pytest.fixture(scope="session")
-def java(tmp_path_factory: pytest.TempPathFactory) -> Java:
+def apk_classes(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """Return the classes of the APK that all tests here are to run on, if one is named."""
+    if APK is None:
+        return None
+    jar = tmp_path_factory.mktemp("apk") / "apk.jar"
+    dex_roundtrip.convert(Path(APK), jar)
+    return jar
+
+
+@pytest.fixture(scope="session")
+def java(tmp_path_factory: pytest.TempPathFactory, apk_classes: Path | None) -> Java:
     """Return a function that runs a check of what needs no onnxruntime: (class, arguments…, stdin)."""
-    sources = [
-        path
-        for kind in ("main", "test")
-        for path in sorted((DEMO / "engine" / "src" / kind).rglob("*.java"))
-        if "decode" not in path.parts
-    ]
-    classes = compiled(tmp_path_factory.mktemp("classes"), sources)
-    return runner(["java", "-Xmx1g", "-cp", str(classes)])
+    engine = [path for path in sources("engine/src/main") if "decode" not in path.parts]
+    command = java_command(
+        tmp_path_factory.mktemp("java"), engine, sources("engine/src/test"), apk_classes=apk_classes
+    )
+    return runner([command[0], "-Xmx1g", *command[1:]])
 
 
-@pytest.fixture(scope="session")
-def engine_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return the command that runs a class of the whole engine, with onnxruntime in the JVM."""
+def needs_onnxruntime() -> None:
+    """Skip where the JVM has no onnxruntime."""
     if not (TOOLS / fetch_tools.JAR).is_file():
         pytest.skip("onnxruntime's Java API is not on this machine (make android-tools)")
     if sys.platform != "linux" or platform.machine() != "x86_64":
         pytest.skip("the JVM's onnxruntime is for Linux on x86-64")
-    jar = TOOLS / fetch_tools.JAR
-    sources = [
-        path for part in ("engine", "desktop") for path in sorted((DEMO / part / "src").rglob("*.java"))
-    ]
-    classes = compiled(tmp_path_factory.mktemp("classes"), sources, "-cp", str(jar))
-    return ["java", "-cp", os.pathsep.join((str(classes), str(jar))), f"-Donnxruntime.native.path={TOOLS}"]
+
+
+@pytest.fixture(scope="session")
+def engine_command(tmp_path_factory: pytest.TempPathFactory, apk_classes: Path | None) -> list[str]:
+    """Return the command that runs a class of the whole engine, with onnxruntime in the JVM."""
+    needs_onnxruntime()
+    checks = [*sources("engine/src/test"), *sources("engine/src/decodeTest"), *sources("desktop/src")]
+    folder, engine = tmp_path_factory.mktemp("java"), sources("engine/src/main")
+    command = java_command(folder, engine, checks, TOOLS / fetch_tools.JAR, apk_classes=apk_classes)
+    return [*command, f"-Donnxruntime.native.path={TOOLS}"]
 
 
 @pytest.fixture(scope="session")
