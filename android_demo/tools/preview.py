@@ -51,7 +51,8 @@ class Engine:
     def events(self) -> Iterator[str]:
         """Yield events until the engine ends or another page comes."""
         self._page.put(None)
-        self._page = mine = queue.Queue()
+        mine: queue.Queue[str | None] = queue.Queue()
+        self._page = mine
         while (event := mine.get()) is not None:
             yield event
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -36,6 +37,27 @@ def apk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(fetch_sdk, "fetch", lambda: SDK)
         build_apk.build(target, key=target.with_name("key"), password="a test")
     return target
+
+
+def test_gradle_builds_the_same_app() -> None:
+    manifest = (DEMO / "app" / "src" / "main" / "AndroidManifest.xml").read_text()
+    gradle = (DEMO / "app" / "build.gradle.kts").read_text()
+    for name, setting in (
+        ("package", "applicationId"),
+        ("minSdkVersion", "minSdk"),
+        ("targetSdkVersion", "targetSdk"),
+        ("versionCode", "versionCode"),
+        ("versionName", "versionName"),
+    ):
+        here = re.search(rf'{name}="([^"]+)"', manifest)
+        there = re.search(rf'{setting} = "?([^"\n]+)', gradle)
+        assert here is not None
+        assert there is not None
+        assert here[1] == there[1], name
+    assert f'minSdkVersion="{build_apk.MIN_API}"' in manifest
+    assert f'abiFilters += "{build_apk.ABI}"' in gradle
+    assert f"onnxruntime-android:{fetch_tools.ONNXRUNTIME}" in gradle
+    assert "uses-permission" not in manifest
 
 
 def test_what_is_in_it(apk: Path) -> None:

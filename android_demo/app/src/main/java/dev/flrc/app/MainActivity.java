@@ -10,6 +10,7 @@ import android.view.WindowManager;
 import android.webkit.JavascriptInterface;
 import android.webkit.WebView;
 import android.webkit.WebViewClient;
+import android.widget.FrameLayout;
 import dev.flrc.engine.FlrcException;
 import dev.flrc.engine.JsonText;
 import dev.flrc.engine.decode.LibraryService;
@@ -47,7 +48,10 @@ public final class MainActivity extends Activity {
                 return true; // no other page
             }
         });
-        setContentView(page);
+        FrameLayout frame = new FrameLayout(this);
+        frame.setFitsSystemWindows(true); // Android 15 draws behind the bars otherwise
+        frame.addView(page);
+        setContentView(frame);
         page.loadUrl(PAGE);
     }
 
@@ -87,7 +91,7 @@ public final class MainActivity extends Activity {
 
     @Override
     protected void onActivityResult(int request, int result, Intent data) {
-        if (request == PICK && result == RESULT_OK && data != null && data.getData() != null && library != null) {
+        if (request == PICK && result == RESULT_OK && data != null && data.getData() != null && opened()) {
             PickedFolder folder = new PickedFolder(getContentResolver(), data.getData());
             library.add(folder.name(), folder);
         }
