@@ -89,6 +89,9 @@ async function use(width, colorScheme) {
   await page.click('#import');
   await page.waitForFunction(() => /is imported/.test(document.getElementById('shelf_note').textContent), undefined, { timeout: 60_000 });
   await page.screenshot({ path: path.join(folder, `android-shelf-${width}-${colorScheme}.png`) });
+  await page.click('#settings summary');
+  await page.selectOption('#accuracy_level', '0');
+  await page.click('#settings summary');
   await page.locator('#bundles button', { hasText: 'Open' }).last().click();
   await page.waitForFunction(() => !document.getElementById('shelf').open, undefined, { timeout: 60_000 });
   await page.waitForSelector('#measure:not([disabled])', { state: 'attached' });
@@ -115,6 +118,11 @@ async function use(width, colorScheme) {
   if (stages > 1) {
     assert.ok(await page.locator(`.answer .stage-${(stages - 1) % 4}`).count() > 0, 'a short budget leaves stage 0');
   }
+
+  await page.reload();
+  await page.waitForSelector('#send:not([disabled])', { timeout: 60_000 });
+  assert.equal(await page.inputValue('#budget_value'), '0.01', 'settings outlive the page');
+  assert.equal(await page.inputValue('#accuracy_level'), '0');
 
   const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
   assert.ok(wide <= 0, `the page is ${wide} px wider than the screen`);

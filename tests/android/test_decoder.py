@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flrc_exporters.bundle import export
-from tests.android.vectors import GREEDY, check_answers, forced
+from tests.android.vectors import GREEDY, ask, check_answers, forced
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8", "int4"])
@@ -26,6 +26,24 @@ def test_logits_and_answers_of_stories(
     found, wanted = forced(java_decoder, bundle, ids, stages, tmp_path)
     assert np.linalg.norm(found - wanted) <= 1e-5 * np.linalg.norm(wanted)
     check_answers(java_decoder, bundle, 60)
+
+
+@pytest.mark.parametrize(("exported", "chosen"), [(4, 0), (0, 4)])
+def test_the_accuracy_level_is_chosen_on_the_device(
+    java_decoder: Callable[..., Any], compressed_stories: Any, tmp_path: Path, exported: Any, chosen: Any
+) -> None:
+    given, twin, out = tmp_path / "given", tmp_path / "twin", tmp_path / "logits.bin"
+    export(compressed_stories.checkpoint, given, dtype="int4", accuracy_level=exported)
+    export(compressed_stories.checkpoint, twin, dtype="int4", accuracy_level=chosen)
+    ids, stages = list(range(3, 35)), [i % 3 for i in range(32)]
+    request = {"context": 33, "feed": ids, "stages": stages, "out": str(out)}
+    found = {}
+    for level in (None, chosen):
+        ask(java_decoder, given, request, level=level)
+        found[level] = np.fromfile(out, ">f4")
+    ask(java_decoder, twin, request)
+    assert np.array_equal(found[chosen], np.fromfile(out, ">f4"))
+    assert np.linalg.norm(found[chosen] - found[None]) > 1e-3 * np.linalg.norm(found[None])
 
 
 def test_what_it_cannot_run_is_one_sentence(

@@ -26,8 +26,11 @@ CASES: list[tuple[dict[str, Any], list[int]]] = [
 PROMPTS = ("Once upon a time", "The little dog saw a bird and")
 
 
-def ask(java: Callable[..., Any], bundle: Path, *requests: dict[str, Any]) -> list[dict[str, Any]]:
-    done = java("DecoderCheck", bundle, stdin="".join(json.dumps(r) + "\n" for r in requests))
+def ask(
+    java: Callable[..., Any], bundle: Path, *requests: dict[str, Any], level: int | None = None
+) -> list[dict[str, Any]]:
+    levels = [] if level is None else [level]
+    done = java("DecoderCheck", bundle, *levels, stdin="".join(json.dumps(r) + "\n" for r in requests))
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -88,7 +88,7 @@ const EVENTS = {
       measured();
       return;
     }
-    add('foot', `${event.tokens} tokens, ${event.tokens_per_second} a second, first after ${event.first_ms.toFixed(0)} ms`
+    add('foot', `${event.tokens} tokens, ${event.tokens_per_second.toFixed(1)} a second, first after ${event.first_ms.toFixed(0)} ms`
       + `${event.reused ? `; ${event.reused} tokens were in the cache` : ''}`
       + `${event.reason === 'length' ? '; cut at its length' : event.reason === 'stopped' ? '; stopped' : ''}`);
     idle();
@@ -195,7 +195,7 @@ function choose(name) {
   open = false; // the engine lets go of the bundle before
   idle();
   byId('shelf_note').textContent = `${name} is checked and loaded …`;
-  post({ type: 'choose', name, ...numbers('context', 'threads') });
+  post({ type: 'choose', name, ...numbers('context', 'threads', 'accuracy_level') });
 }
 
 function shelved(name) {
@@ -239,12 +239,34 @@ function choosePolicy() {
 function numbers(...names) {
   const found = {};
   for (const name of names) {
-    const value = byId(name).valueAsNumber;
+    const value = parseFloat(byId(name).value);
     if (Number.isFinite(value)) {
       found[name] = value;
     }
   }
   return found;
+}
+
+// Settings outlive the page; without them (a private window) it only forgets.
+function remember() {
+  const kept = {};
+  for (const field of byId('settings').querySelectorAll('input, select, textarea')) {
+    kept[field.id] = field.value;
+  }
+  try {
+    localStorage.setItem('settings', JSON.stringify(kept));
+  } catch { /* nothing is kept */ }
+}
+
+function recall() {
+  try {
+    for (const [id, value] of Object.entries(JSON.parse(localStorage.getItem('settings') || '{}'))) {
+      if (byId('settings').contains(byId(id))) {
+        byId(id).value = value;
+      }
+    }
+  } catch { /* nothing was kept */ }
+  choosePolicy();
 }
 
 function measure(stage) {
@@ -316,6 +338,7 @@ byId('dial').addEventListener('change', (event) => {
   post({ type: 'stage', stage: event.target.value === '' ? null : Number(event.target.value) });
 });
 byId('again').addEventListener('click', begin);
+byId('settings').addEventListener('change', remember);
 byId('policy').addEventListener('change', choosePolicy);
 byId('budget_value').addEventListener('change', choosePolicy);
 byId('measure').addEventListener('click', () => {
@@ -337,4 +360,5 @@ byId(bridge ? 'pushed' : 'folder').hidden = false;
 if (!bridge) {
   new EventSource('events').onmessage = (message) => show(JSON.parse(message.data));
 }
+recall();
 post({ type: 'bundles' });

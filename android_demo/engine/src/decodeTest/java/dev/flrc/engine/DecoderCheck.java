@@ -1,5 +1,6 @@
 package dev.flrc.engine;
 
+import dev.flrc.engine.decode.AccuracyLevel;
 import dev.flrc.engine.decode.Answer;
 import dev.flrc.engine.decode.Decoder;
 import dev.flrc.engine.decode.StageSessions;
@@ -25,17 +26,17 @@ public final class DecoderCheck {
     public static void main(String[] arguments) throws Exception {
         try {
             System.setOut(new PrintStream(System.out, true, "UTF-8"));
-            run(new File(arguments[0]));
+            run(new File(arguments[0]), arguments.length > 1 ? Integer.parseInt(arguments[1]) : AccuracyLevel.AS_EXPORTED);
         } catch (FlrcException e) {
             System.err.println("Error: " + e.getMessage());
             System.exit(3);
         }
     }
 
-    private static void run(File folder) throws Exception {
+    private static void run(File folder, int accuracyLevel) throws Exception {
         Manifest manifest = Manifest.verify(folder);
         Tokenizer tokenizer = Tokenizer.open(BundleFiles.resolveInside(folder, "tokenizer.json"));
-        try (StageSessions sessions = new StageSessions(folder, manifest, 1, 0)) {
+        try (StageSessions sessions = new StageSessions(folder, manifest, 1, 0, accuracyLevel)) {
             BufferedReader in = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
             for (String line = in.readLine(); line != null; line = in.readLine()) {
                 byte[] bytes = line.getBytes(StandardCharsets.UTF_8);

@@ -27,8 +27,8 @@ import java.util.concurrent.Executors;
 /**
  * The engine behind JSON commands and events, one user at a time; the app's page and the desktop's host both speak it.
  *
- * <p>Commands: {@code {"type":"open","folder":…,"context":…,"threads":…,"resident":…}}, {@code {"type":"ask","text":…,"max_tokens":…,
- * "temperature":…,"top_k":…,"top_p":…,"repetition_penalty":…,"seed":…}}, {@code {"type":"stage","stage":…}} (null: the
+ * <p>Commands: {@code {"type":"open","folder":…,"context":…,"threads":…,"resident":…,"accuracy_level":…}}, {@code
+ * {"type":"ask","text":…,"max_tokens":…,"temperature":…,"top_k":…,"top_p":…,"repetition_penalty":…,"seed":…}}, {@code {"type":"stage","stage":…}} (null: the
  * bundle's policy), {@code {"type":"policy","ms":…,"mean":…,"thresholds":[…],"hysteresis":…}} (any of them; none: the
  * bundle's schedule), {@code {"type":"signal","value":…}} (what the thresholds are compared with, such as the battery's
  * charge), {@code {"type":"stop"}}, {@code {"type":"reset","system":…}}, {@code {"type":"close"}}.
@@ -159,7 +159,8 @@ public final class EngineService implements AutoCloseable {
         try {
             int threads = asked.has("threads") ? asked.count("threads", 0) : 0;
             int resident = asked.has("resident") ? asked.count("resident", 0) : 1;
-            sessions = new StageSessions(folder, found, threads, resident);
+            int level = asked.has("accuracy_level") ? asked.count("accuracy_level", 0) : AccuracyLevel.AS_EXPORTED;
+            sessions = new StageSessions(folder, found, threads, resident, level);
             sessions.get(0);
             decoder = new Decoder(sessions, context);
         } catch (FlrcException e) {

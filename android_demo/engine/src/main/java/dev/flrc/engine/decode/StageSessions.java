@@ -9,6 +9,8 @@ import dev.flrc.engine.FlrcException;
 import dev.flrc.engine.Manifest;
 import dev.flrc.engine.VerificationException;
 import java.io.File;
+import java.io.IOException;
+import java.nio.file.Files;
 import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.Map;
@@ -20,9 +22,13 @@ import java.util.Map;
  * not used for longest are closed before another is opened, and a move between stages costs the opening.
  */
 public final class StageSessions implements AutoCloseable {
+    /** Of a graph that is not opened as a file (onnxruntime_session_options_config_keys.h). */
+    private static final String WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path";
+
     private final File folder;
     private final Manifest manifest;
     private final int threads;
+    private final int accuracyLevel;
     private final OrtEnvironment environment;
     private final int resident;
     private final Map<Integer, OrtSession> open = new LinkedHashMap<>(16, 0.75f, true); // least recently used first
@@ -34,6 +40,19 @@ public final class StageSessions implements AutoCloseable {
      * @param resident sessions that may be open at once; 0 for all stages
      */
     public StageSessions(File folder, Manifest manifest, int threads, int resident) throws FlrcException {
+        this(folder, manifest, threads, resident, AccuracyLevel.AS_EXPORTED);
+    }
+
+    /**
+     * @param accuracyLevel of operators with integer weights, 0 or 4, or {@link AccuracyLevel#AS_EXPORTED}; the others as
+     *     above
+     */
+    public StageSessions(File folder, Manifest manifest, int threads, int resident, int accuracyLevel)
+        throws FlrcException {
+        if (accuracyLevel != AccuracyLevel.AS_EXPORTED && accuracyLevel != 0 && accuracyLevel != 4) {
+            throw new FlrcException("accuracy_level: " + accuracyLevel + " is neither 0 nor 4");
+        }
+        this.accuracyLevel = accuracyLevel;
         this.folder = folder;
         this.manifest = manifest;
         this.threads = threads;
@@ -71,7 +90,7 @@ public final class StageSessions implements AutoCloseable {
                 if (threads > 0) {
                     options.setIntraOpNumThreads(threads);
                 }
-                session = environment.createSession(graph.getPath(), options);
+                session = session(graph, options);
             } catch (OrtException e) {
                 throw new VerificationException(
                     folder.getName() + ": " + graph.getName() + " cannot be opened: " + reason(e), "copy the bundle again");
@@ -79,6 +98,19 @@ public final class StageSessions implements AutoCloseable {
             open.put(stage, session);
         }
         return session;
+    }
+
+    private OrtSession session(File graph, OrtSession.SessionOptions options) throws FlrcException, OrtException {
+        if (accuracyLevel == AccuracyLevel.AS_EXPORTED) {
+            return environment.createSession(graph.getPath(), options);
+        }
+        try {
+            byte[] changed = AccuracyLevel.set(Files.readAllBytes(graph.toPath()), accuracyLevel);
+            options.addConfigEntry(WEIGHTS_FOLDER, graph.getAbsoluteFile().getParent());
+            return environment.createSession(changed, options);
+        } catch (IOException e) {
+            throw new VerificationException(graph.getName() + " cannot be read", "copy the bundle again");
+        }
     }
 
     private void closeDownTo(int most) throws FlrcException {
