@@ -1,12 +1,10 @@
-"""What ``compress`` itself takes: memory, disk and time, from a configuration and a short look at this machine."""
+"""What ``compress`` itself takes: memory and disk from a configuration, time from a trial on this machine."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
-import torch
-
+from flrc_edge.compress_trial import Trial
 from flrc_edge.token_loss import HEAD_CHUNK
 from flrc_exporters.architectures import DecoderConfig
 from flrc_runtime.manifest import Storage, break_even
@@ -15,22 +13,6 @@ from flrc_runtime.manifest import Storage, break_even
 # token in one layer. Found on the peaks of SmolLM2-135M and the 1.5 B Qwen, phase by phase.
 PROGRAM_BYTES, LOGIT_BYTES, HIDDEN_COPIES, INTERMEDIATE_COPIES = 650_000_000, 24, 10, 8
 GRAM_COPIES = 4  # float64, of the widest input, while a matrix is rounded
-MEASURED_WINDOWS = 8
-EFFICIENCY = 0.74  # of the trial's speed, over all that is done; fitted on SmolLM2-135M (`estimate --check`)
-TRIAL = 1024  # sides of the products that the machine is timed with
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Floating-point operations a second of large products on this machine."""
-
-    single: float
-    double: float
-
-    @classmethod
-    def measured(cls) -> Speed:
-        """Time a product in float32 and one in float64, a tenth of a second each."""
-        return cls(_rate(torch.float32), _rate(torch.float64))
 
 
 @dataclass(frozen=True)
@@ -49,7 +31,7 @@ class CompressCost:
 
 
 def compress_cost(
-    config: DecoderConfig, *, tokens: int, window: int, storage: Storage, integers: bool, speed: Speed
+    config: DecoderConfig, *, tokens: int, window: int, storage: Storage, integers: bool, trial: Trial
 ) -> CompressCost:
     """Estimate one ``compress`` with the default allocator and factorization.
 
@@ -59,7 +41,7 @@ def compress_cost(
         window: Tokens of one window.
         storage: Of factors.
         integers: Whether matrices are rounded to integers.
-        speed: Of this machine.
+        trial: On this machine.
     """
     shapes = [p.shape for p in config.projections()]
     layers, hidden, vocab = config.num_layers, config.hidden_size, config.vocab_size
@@ -77,19 +59,4 @@ def compress_cost(
     )
     disk = 4 * tokens * hidden * layers + 8 * grams
     disk += 4 * sum(n * n for _, n in shapes) if integers else 0
-    projections = sum(m * n for m, n in shapes)
-    passes = 8 * projections + 6 * vocab * hidden  # forward twice, and backward to inputs and weights
-    measured = min(tokens, MEASURED_WINDOWS * window) * (6 * projections + 6 * vocab * hidden + 4 * factors)
-    single = tokens * passes + measured
-    double = tokens * 1.25 * grams + 40 * sum(min(shape) ** 3 for shape in shapes)
-    return CompressCost(memory, disk, (single / speed.single + double / speed.double) / EFFICIENCY)
-
-
-def _rate(dtype: torch.dtype) -> float:
-    a = torch.ones(TRIAL, TRIAL, dtype=dtype)
-    a @ a  # the first one starts the threads
-    count, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < 0.1:
-        a @ a
-        count += 1
-    return 2.0 * TRIAL**3 * count / spent
+    return CompressCost(memory, disk, trial.seconds(config, tokens=tokens, window=window))

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flrc_edge.compress_cost import Speed, compress_cost
+from flrc_edge.compress_cost import compress_cost
+from flrc_edge.compress_trial import Trial
 from flrc_edge.errors import FlrcError
 from flrc_edge.machine import machine
 from flrc_edge.models import decoder_of, resolve_model
@@ -34,7 +35,7 @@ class CostPoint:
         tokens: Of the calibration.
         seconds: Wall time of each phase.
         peak_bytes: Largest resident memory of the process.
-        expected_seconds: As estimated, loading and writing left out.
+        expected_seconds: As estimated just before.
         expected_bytes: As estimated.
     """
 
@@ -81,14 +82,14 @@ def measure_cost(models: Sequence[str], tokens: Sequence[int], *, progress: Prog
     for name in models:
         source = resolve_model(name)
         for count in tokens:
-            speed = Speed.measured()
+            config, window = decoder_of(source.config), min(WINDOW, source.config.context_length)
             expected = compress_cost(
-                decoder_of(source.config),
+                config,
                 tokens=count,
-                window=min(WINDOW, source.config.context_length),
+                window=window,
                 storage="plain",
                 integers=False,
-                speed=speed,
+                trial=Trial.of(config, window=window, storage="plain"),
             )
             seconds, peak = _run(source.location, count)
             points.append(

@@ -107,7 +107,8 @@ def command(
     if keep is not None and len(keeps) > 1:
         raise UsageError("--keep takes one number; --stages takes several")
 
-    from flrc_edge.compress_cost import Speed, compress_cost
+    from flrc_edge.compress_cost import compress_cost
+    from flrc_edge.compress_trial import Trial
     from flrc_edge.estimation import estimate, largest_keep
     from flrc_edge.models import read_decoder_config
     from flrc_runtime.bundle import DEFAULT_CONTEXT
@@ -127,13 +128,14 @@ def command(
     elif target_ram is not None:
         keeps = (largest_keep(lambda k: estimated(k).memory_bytes <= limit, target_ram),)
     result = estimated(*keeps)
+    window = min(1024, config.context_length)
     cost = compress_cost(
         config,
         tokens=tokens,
-        window=min(1024, config.context_length),
+        window=window,
         storage=storage,
         integers=dtype != "fp32",
-        speed=Speed.measured(),
+        trial=Trial.of(config, window=window, storage=storage),
     )
     if as_json:
         fields = {k: v for k, v in asdict(result).items() if k != "plan"}

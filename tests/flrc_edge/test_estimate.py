@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flrc_edge.cli import group
-from flrc_edge.compress_cost import Speed, compress_cost
+from flrc_edge.compress_cost import compress_cost
+from flrc_edge.compress_trial import REST, Trial
 from flrc_edge.compression import compress
 from flrc_edge.errors import UsageError
 from flrc_edge.estimation import estimate, largest_keep
@@ -32,7 +33,13 @@ LLAMA_8B = LLAMA | {
 LLAMA_70B = LLAMA | {
     "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
 }  # fmt: skip
-SPEED = Speed(1e11, 5e10)
+TRIAL = Trial(head=1e-3, forward=1e-4, calibrate=4e-4, measure=5e-4, factorize=1.0)
+
+
+@pytest.fixture
+def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes some seconds for a model of 8 billion parameters."""
+    monkeypatch.setattr(Trial, "of", lambda *_, **__: TRIAL)
 
 
 def run(*arguments: object) -> Result:
@@ -83,10 +90,38 @@ def test_more_takes_more() -> None:
     assert longer.memory_bytes - sizes[2].memory_bytes == 2048 * longer.kv_bytes // 1000
     three = estimate(config, (0.8, 0.6, 0.4), context=2048)
     assert three.file_bytes < 1.1 * sizes[2].file_bytes  # stages share their weights
-    options: dict[str, Any] = {"window": 1024, "storage": "plain", "integers": False, "speed": SPEED}
+    options: dict[str, Any] = {"window": 1024, "storage": "plain", "integers": False, "trial": TRIAL}
     short, long = (compress_cost(config, tokens=t, **options) for t in (16384, 32768))
     assert short.memory_bytes == long.memory_bytes  # however long the text
     assert 1.3 < long.seconds / short.seconds < 2.1 and short.disk_bytes < long.disk_bytes
+
+
+def test_a_trial_is_multiplied_by_layers_and_tokens() -> None:
+    config = DecoderConfig.from_hf(LLAMA_8B)
+
+    def seconds(trial: Trial, tokens: int) -> float:
+        return trial.seconds(config, tokens=tokens, window=1024)
+
+    none = Trial(0.0, 0.0, 0.0, 0.0, 0.0)
+    files = seconds(none, 1024)
+    assert 4 < files == seconds(none, 65536)
+    measured = 8 * 1024  # tokens whose losses are measured at every rank, however many there are
+    for name, count in (
+        ("head", 32768 + measured),
+        ("forward", 32 * (32768 + measured)),
+        ("calibrate", 32 * 32768),
+        ("measure", 32 * measured),
+        ("factorize", 32),
+    ):
+        more = seconds(replace(none, **{name: 1.0}), 32768) - files
+        assert more == pytest.approx(REST * count), name
+
+
+def test_a_trial_runs_on_this_machine() -> None:
+    stories = Path(__file__).parents[1] / "data" / "stories260k" / "config.json"
+    config = DecoderConfig.from_hf(json.loads(stories.read_text()))
+    trial = Trial.of(config, window=256, storage="plain")
+    assert all(0 < value < 60 for value in astuple(trial))
 
 
 @pytest.mark.full
@@ -108,11 +143,12 @@ def test_memory_of_a_real_compression(real_cache: Path, dtype: str, tmp_path: Pa
     )
     cost = compress_cost(
         resolve_model("smollm2-135m").config, tokens=8192, window=1024, storage="plain",
-        integers=dtype != "float", speed=SPEED,
+        integers=dtype != "float", trial=TRIAL,
     )  # fmt: skip
     assert cost.memory_bytes == pytest.approx(int(done.stdout), rel=0.1)
 
 
+@pytest.mark.usefixtures("no_trial")
 def test_largest_keep() -> None:
     assert largest_keep(lambda k: k <= 0.634, "x") == 0.63
     assert largest_keep(lambda _: True, "x") == 1.0
@@ -149,6 +185,7 @@ def test_command_on_a_configuration_alone(tmp_path: Path) -> None:
     assert found["compress"]["memory_bytes"] > 4 * found["parameters"]
 
 
+@pytest.mark.usefixtures("no_trial")
 @pytest.mark.parametrize(
     ("option", "what"), [("--target-size", "file_bytes"), ("--target-ram", "memory_bytes")]
 )
@@ -159,6 +196,7 @@ def test_targets(tmp_path: Path, option: str, what: str) -> None:
     assert 0.95 * 4e9 < found[what] <= 4e9
 
 
+@pytest.mark.usefixtures("no_trial")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
