@@ -20,12 +20,14 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flrc_edge.layer_pass import layer_pass
+from flrc_edge.pass_journal import PassJournal
 from flrc_edge.progress import Progress, silent
 from flrc_edge.token_loss import Labels, NotFiniteError
 
@@ -69,6 +71,7 @@ def calibrate(
     *,
     labels: Labels = "sampled",
     into: MutableMapping[str, Moments] | None = None,
+    journal: Path | None = None,
     progress: Progress = silent,
 ) -> Statistics:
     """Measure the statistics of ``projections``, one decoder layer at a time (layer_pass.py).
@@ -81,6 +84,7 @@ def calibrate(
         ids: ``[windows, length]`` int64 token ids; each window is one batch.
         labels: What the loss predicts: tokens ``sampled`` from the model (reproducibly), or the ``text``'s own.
         into: Where the moments of a projection go as soon as they are known; by default memory.
+        journal: Where the state is kept between two layers, of a run of one process whose ``into`` outlives it.
         progress: Called after every window of every layer.
 
     Raises:
@@ -108,7 +112,18 @@ def calibrate(
         for accumulator in accumulators:
             moments[accumulator.name] = accumulator.moments(ids.numel(), len(ids))
 
-    loss = layer_pass(model, ids[rank::world], around, labels=labels, seeds=mine, progress=progress)
+    def holds(layer: int) -> bool:
+        return all(name in moments for name in projections if name.startswith(f"model.layers.{layer}."))
+
+    loss = layer_pass(
+        model,
+        ids[rank::world],
+        around,
+        labels=labels,
+        seeds=mine,
+        journal=None if journal is None else PassJournal(journal, holds=holds),
+        progress=progress,
+    )
     _add_over_processes([loss], world)
     if into is None:
         moments = {name: moments[name] for name in projections}

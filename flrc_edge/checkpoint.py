@@ -28,9 +28,10 @@ from flrc_edge.quantization import QuantizedMatrix
 from flrc_exporters.architectures import ModelShapes, checkpoint_tensors
 from flrc_exporters.number_format import NumberFormat
 from flrc_runtime import manifest
-from flrc_runtime.files import published_folder, resolve_inside, write_json
+from flrc_runtime.files import resolve_inside, write_json
 from flrc_runtime.manifest import Manifest, RankPlan
 from flrc_runtime.model_card import write_card
+from flrc_runtime.output_folder import published_folder
 
 FACTORS = "factors.safetensors"
 BASE = "base.safetensors"

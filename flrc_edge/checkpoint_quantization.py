@@ -27,9 +27,9 @@ from flrc_edge.settings import DEFAULT_TEXTS
 from flrc_edge.texts import WeightedText, token_windows
 from flrc_exporters.number_format import Integers
 from flrc_runtime import manifest
-from flrc_runtime.files import check_output_folder, published_folder
 from flrc_runtime.manifest import Manifest
 from flrc_runtime.model_card import write_card
+from flrc_runtime.output_folder import check_output_folder, published_folder
 
 
 def quantize(

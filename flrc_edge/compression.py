@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,8 +29,8 @@ from flrc_edge.quantization import QuantizedMatrix
 from flrc_edge.settings import Settings
 from flrc_edge.validation import Validation
 from flrc_exporters.architectures import DecoderConfig, ModelShapes
-from flrc_runtime.files import check_output_folder
 from flrc_runtime.manifest import Manifest, ModelInfo, RankPlan, Schedule
+from flrc_runtime.output_folder import check_output_folder, check_room, claimed
 
 
 def compress(
@@ -59,9 +60,30 @@ def compress(
     Raises:
         FlrcError: Anything a user can mend; nothing is written then.
     """
-    settings, timings = settings or Settings(), timings or Timings()
     target = Path(output)
     check_output_folder(target, overwrite=overwrite)
+    with claimed(target) if is_main_process() else nullcontext():
+        return _compress(
+            model,
+            target,
+            settings or Settings(),
+            portable=portable,
+            overwrite=overwrite,
+            progress=progress,
+            timings=timings or Timings(),
+        )
+
+
+def _compress(
+    model: str | LoadedModel,
+    target: Path,
+    settings: Settings,
+    *,
+    portable: bool,
+    overwrite: bool,
+    progress: Progress,
+    timings: Timings,
+) -> Manifest | None:
     with timings.phase("load"):
         if isinstance(model, str):
             progress("load", 0, 1)
@@ -73,6 +95,7 @@ def compress(
         check_portable(loaded, settings)
     shapes = {p.name: p.shape for p in loaded.config.projections()}
     info = model_info(loaded.name, loaded.config)  # refuses early what no manifest could say
+    check_room(target, _size_at_most(loaded, settings))
     if settings.sizes:
         formats = Formats.of(settings.dtype, settings.head)
         check_sizes(
@@ -166,6 +189,15 @@ def compress(
             curves=curves,
             overwrite=overwrite,
         )
+
+
+def _size_at_most(loaded: LoadedModel, settings: Settings) -> int:
+    """Return the bytes that a checkpoint takes, a little less for stored integers than this says."""
+    if settings.sizes:
+        return max(settings.sizes)
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    dropped = (1 - max(settings.keep)) * sum(m * n for m, n in (p.shape for p in loaded.config.projections()))
+    return round((parameters - dropped) * (4 if settings.dtype == "float" else 0.6))
 
 
 def _schedule(

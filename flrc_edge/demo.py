@@ -26,7 +26,8 @@ from flrc_exporters.bundle import export
 from flrc_exporters.number_format import Dtype
 from flrc_runtime import Answer, Model, Token, load
 from flrc_runtime.bench import bench
-from flrc_runtime.files import check_output_folder, write_json
+from flrc_runtime.files import write_json
+from flrc_runtime.output_folder import check_output_folder
 
 PROMPT = "What are the benefits of walking every day?"
 HELD_OUT = (WeightedText("wikitext2-heldout", 0.5), WeightedText("austen-heldout", 0.5))

@@ -16,7 +16,8 @@ from pathlib import Path
 from flrc_runtime import manifest
 from flrc_runtime.cache import cache_folder
 from flrc_runtime.errors import FlrcError, FormatError, UsageError, VerificationError
-from flrc_runtime.files import MAX_JSON_BYTES, check_output_folder, published_folder, resolve_inside
+from flrc_runtime.files import MAX_JSON_BYTES, resolve_inside
+from flrc_runtime.output_folder import check_output_folder, published_folder
 
 from .cache import locked
 from .hub import download_errors, upload_errors

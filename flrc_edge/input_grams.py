@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from flrc_edge.errors import NumericalError
 from flrc_edge.layer_pass import layer_pass
+from flrc_edge.pass_journal import PassJournal
 from flrc_edge.progress import Progress, silent
 
 HEAD = "lm_head"
@@ -27,6 +29,7 @@ def weighted_grams(
     ids: Tensor,
     *,
     into: MutableMapping[str, Tensor] | None = None,
+    journal: Path | None = None,
     progress: Progress = silent,
 ) -> Mapping[str, Tensor]:
     """Measure the weighted second moments of every projection's inputs, one decoder layer at a time.
@@ -36,6 +39,7 @@ def weighted_grams(
         projections: Names of its linear layers.
         ids: ``[windows, T]`` tokens.
         into: Where a matrix goes as soon as it is known; by default memory.
+        journal: Where the state is kept between two layers, if ``into`` outlives this process.
         progress: Called after every window of every layer.
 
     Returns:
@@ -65,9 +69,13 @@ def weighted_grams(
                 raise NumericalError(f"{name}: its inputs or gradients are not finite")
             grams[name] = total.gram / max(total.weight, tiny)
 
+    def holds(layer: int) -> bool:
+        return all(name in grams for name in projections if name.startswith(f"model.layers.{layer}."))
+
+    kept = None if journal is None else PassJournal(journal, sums={HEAD: head}, holds=holds)
     handle = model.lm_head.register_forward_pre_hook(add)
     try:
-        layer_pass(model, ids, around, progress=progress, phase="input moments")
+        layer_pass(model, ids, around, journal=kept, progress=progress, phase="input moments")
     finally:
         handle.remove()
     grams[HEAD] = head / (ids.shape[0] * (ids.shape[1] - 1))

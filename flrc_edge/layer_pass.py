@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flrc_edge.errors import FlrcError, NumericalError
+from flrc_edge.pass_journal import PassJournal, PassState
 from flrc_edge.progress import Progress, silent
 from flrc_edge.token_loss import Labels, NotFiniteError, loss_gradient
 from flrc_runtime.cache import ENVIRONMENT, cache_folder
@@ -34,6 +35,7 @@ def layer_pass(
     *,
     labels: Labels = "sampled",
     seeds: Sequence[int] | None = None,
+    journal: PassJournal | None = None,
     progress: Progress = silent,
     phase: str = "calibrate",
 ) -> Tensor:
@@ -47,6 +49,7 @@ def layer_pass(
             that layer runs forward and backward.
         labels: See :func:`flrc_edge.token_loss.loss_gradient`.
         seeds: Of every window's sampled labels, and its number in errors; 0, 1, … by default.
+        journal: Where the state is kept between two layers; a state that is there is gone on with.
         progress: Called after every window of every layer.
         phase: What the progress is called.
 
@@ -60,24 +63,24 @@ def layer_pass(
     numbers = range(len(ids)) if seeds is None else seeds
     layers: Sequence[nn.Module] = model.model.layers
     total = len(ids) * (len(layers) + 1)
-    loss = torch.zeros((), dtype=torch.float64)
-    gradients: list[Tensor] = []
-    with _evaluated(model), _LayerInputs(model, ids) as inputs:
+    state = None if journal is None else journal.load(len(layers))
+    todo = len(layers) if state is None else state.layer
+    with _evaluated(model), _LayerInputs(model, ids, todo) as inputs:
         arguments = layer_arguments(model, ids[:1]) if len(ids) else []
-        progress(phase, 0, total)
-        for done, window in enumerate(ids, 1):
-            with _named(numbers[done - 1]):
-                last = _forward(model, window, arguments, inputs).requires_grad_()
-                with torch.enable_grad():
-                    hidden = model.model.norm(last)
-                found, gradient = loss_gradient(model, hidden, window, labels=labels, seed=numbers[done - 1])
-                loss += found
-                hidden.backward(gradient)
-                assert last.grad is not None
-                gradients.append(last.grad)
-            progress(phase, done, total)
-        done = len(ids)
-        for index in reversed(range(len(layers))):
+        done = len(ids) * (len(layers) - todo + 1)
+        progress(phase, done if state else 0, total)
+        if state is None:
+            state = _forward_and_head(
+                model, ids, arguments, inputs, labels, numbers, lambda count: progress(phase, count, total)
+            )
+            if journal is not None:
+                journal.save(state)
+        elif todo:
+            for window in ids:
+                _forward(model, window, arguments[:todo], inputs)
+        loss, gradients = state.loss, list(state.gradients)
+        del state  # the gradients of a window are replaced by the next layer's
+        for index in reversed(range(todo)):
             with around(index), torch.enable_grad():
                 for i, number in enumerate(numbers):
                     x = inputs.read(i, index).requires_grad_()
@@ -87,7 +90,35 @@ def layer_pass(
                     gradients[i] = x.grad
                     done += 1
                     progress(phase, done, total)
+            if journal is not None:
+                journal.save(PassState(index, loss, gradients))
     return loss
+
+
+def _forward_and_head(
+    model: Any,
+    ids: Tensor,
+    arguments: Sequence[Mapping[str, Any]],
+    inputs: _LayerInputs,
+    labels: Labels,
+    numbers: Sequence[int],
+    report: Callable[[int], None],
+) -> PassState:
+    """Keep the inputs of all layers; return the loss and its gradients at the output of the last layer."""
+    loss = torch.zeros((), dtype=torch.float64)
+    gradients: list[Tensor] = []
+    for done, (number, window) in enumerate(zip(numbers, ids, strict=True), 1):
+        with _named(number):
+            last = _forward(model, window, arguments, inputs).requires_grad_()
+            with torch.enable_grad():
+                hidden = model.model.norm(last)
+            found, gradient = loss_gradient(model, hidden, window, labels=labels, seed=number)
+            loss += found
+            hidden.backward(gradient)
+            assert last.grad is not None
+            gradients.append(last.grad)
+        report(done)
+    return PassState(len(arguments), loss, gradients)
 
 
 def layer_arguments(model: Any, ids: Tensor) -> list[dict[str, Any]]:
@@ -127,9 +158,9 @@ class _Reached(Exception):
 def _forward(
     model: Any, window: Tensor, arguments: Sequence[Mapping[str, Any]], inputs: _LayerInputs
 ) -> Tensor:
-    """Keep the inputs of all layers and return the output of the last: ``[1, T, h]``."""
+    """Keep the inputs of the first ``len(arguments)`` layers; return the output of the last of these: ``[1, T, h]``."""
     x = embedded(model, window)
-    for index, layer in enumerate(model.model.layers):
+    for index, layer in enumerate(model.model.layers[: len(arguments)]):
         inputs.append(x)
         y = layer(x, **arguments[index])
         # A sum is finite where its terms are, but for overflow; looking at each takes four times as long.
@@ -187,11 +218,11 @@ class _LayerInputs:
     A file, not a memory map: its pages are the system's cache and not this process's memory.
     """
 
-    def __init__(self, model: Any, ids: Tensor) -> None:
+    def __init__(self, model: Any, ids: Tensor, layers: int) -> None:
         weight: Tensor = model.get_input_embeddings().weight
         self._dtype, self._shape = weight.dtype, (1, ids.shape[1], weight.shape[1])
         self._bytes = ids.shape[1] * weight.shape[1] * weight.element_size()
-        self._layers = len(model.model.layers)
+        self._layers = layers
         self._size = len(ids) * self._layers * self._bytes
         self._file: IO[bytes] | None = None
 

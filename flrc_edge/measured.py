@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +19,17 @@ from torch import Tensor, nn
 from flrc_edge.errors import NumericalError
 from flrc_edge.factorization import Factors
 from flrc_edge.layer_pass import layer_pass
+from flrc_edge.pass_journal import PassJournal
 from flrc_edge.progress import Progress, silent
 
 
 def measured_losses(
-    model: Any, factors: Mapping[str, Factors], ids: Tensor, *, progress: Progress = silent
+    model: Any,
+    factors: Mapping[str, Factors],
+    ids: Tensor,
+    *,
+    journal: Path | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Tensor]:
     """Measure the growth of the token loss at every rank.
 
@@ -30,6 +37,7 @@ def measured_losses(
         model: The original model, float32.
         factors: Of every projection.
         ids: ``[windows, T]`` tokens; 8 windows of 1024 are enough for curves that are averages of all of them.
+        journal: Where the state is kept between two layers.
         progress: Called after every window of every layer.
 
     Returns:
@@ -49,7 +57,8 @@ def measured_losses(
                     stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
             yield
 
-    layer_pass(model, ids, around, progress=progress, phase="measure")
+    kept = None if journal is None else PassJournal(journal, sums=sums)
+    layer_pass(model, ids, around, journal=kept, progress=progress, phase="measure")
     tokens = ids.shape[0] * (ids.shape[1] - 1)
     result = {}
     for name, total in sums.items():

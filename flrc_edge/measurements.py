@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -60,8 +61,14 @@ def measure(
         statistics = cached_statistics(
             fingerprint if settings.reuse_statistics else None,
             names,
-            lambda into: calibrate(
-                loaded.model, names, windows.ids, labels=settings.labels, into=into, progress=progress
+            lambda into, journal: calibrate(
+                loaded.model,
+                names,
+                windows.ids,
+                labels=settings.labels,
+                into=into,
+                journal=journal,
+                progress=progress,
             ),
         )
     return statistics, Calibration(windows.sources, windows.ids.numel(), length, settings.seed, fingerprint)
@@ -110,7 +117,9 @@ def with_losses(
     parts = (fingerprint, settings.factorization, DAMPING, settings.storage, len(some))
     key = _key(settings, parts)
     losses = cached_tensors(
-        "losses", key, lambda: measured_losses(loaded.model, factors, some, progress=progress)
+        "losses",
+        key,
+        lambda journal: measured_losses(loaded.model, factors, some, journal=journal, progress=progress),
     )
     return {name: replace(f, measured=losses[name]) for name, f in factors.items()}
 
@@ -130,7 +139,9 @@ def input_grams(
         "input-moments",
         fingerprint if settings.reuse_statistics else None,
         [*names, HEAD],
-        lambda into: weighted_grams(loaded.model, names, ids, into=into, progress=progress),
+        lambda into, journal: weighted_grams(
+            loaded.model, names, ids, into=into, journal=journal, progress=progress
+        ),
     )
     return grams, fingerprint
 
@@ -164,7 +175,7 @@ def tried_roundings(
     parts = (fingerprint, settings.factorization, DAMPING, tuple(storages), settings.rank_step)
     formats = (DENSE_FORMATS, FACTOR_FORMATS, EMBEDDING_FORMATS)
 
-    def measure_all() -> dict[str, torch.Tensor]:
+    def measure_all(_: Path | None) -> dict[str, torch.Tensor]:
         found = rounding_losses(
             loaded, factors, grams, moments, storages=storages, step=settings.rank_step, progress=progress
         )

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from flrc_exporters.architectures import FAMILIES, DecoderConfig, ModelShapes
 from flrc_runtime.cache import cache_folder
 from flrc_runtime.errors import FlrcError, FormatError, UnsupportedModelError, UsageError
-from flrc_runtime.files import published_folder, sha256_of
+from flrc_runtime.files import sha256_of
+from flrc_runtime.output_folder import published_folder
 
 from .builtin_models import BUILTIN
 from .cache import locked

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from flrc_runtime.cache import ENVIRONMENT, cache_folder
 from flrc_runtime.errors import FlrcError, FormatError, UsageError, VerificationError
-from flrc_runtime.files import published_folder, sha256_of, write_json
+from flrc_runtime.files import sha256_of, write_json
+from flrc_runtime.output_folder import published_folder
 
 from .builtin_models import BUILTIN, BuiltinModel, Wheel
 from .cache import locked

@@ -11,9 +11,10 @@ from typing import Any
 
 from flrc_runtime import manifest as manifests
 from flrc_runtime.errors import FormatError, UsageError
-from flrc_runtime.files import check_output_folder, published_folder, read_json, resolve_inside, write_json
+from flrc_runtime.files import read_json, resolve_inside, write_json
 from flrc_runtime.manifest import Manifest, RankPlan, StageInfo
 from flrc_runtime.model_card import write_card
+from flrc_runtime.output_folder import check_output_folder, check_room, published_folder
 from flrc_runtime.tokenizer import read_template
 
 from .architectures import DecoderConfig, checkpoint_tensors
@@ -26,7 +27,7 @@ from .sizes import bytes_read
 from .source import CheckpointTensors
 from .stages import attach_weights, build_stage, save_stage, stage_file
 from .versions import export_versions
-from .weight_table import FILE_NAME, Matrix, Recipe, recipes
+from .weight_table import FILE_NAME, Matrix, Recipe, placed, recipes
 from .weights import WeightFile
 
 _COPIED = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
@@ -83,6 +84,7 @@ def export(
     formats = Formats(NumberFormat.named(plan.embedding, accuracy_level), accuracy_level)
     groups = group_layouts(config, plan)
     wanted = recipes(config, groups, formats)
+    check_room(output, placed(config, plan, context=positions).size)
 
     def report(what: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, all_: progress(what, done, all_)

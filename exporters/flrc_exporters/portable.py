@@ -20,9 +20,9 @@ from onnxscript import GraphBuilder, nn
 
 from flrc_runtime import manifest as manifests
 from flrc_runtime.errors import FormatError, UnsupportedModelError
-from flrc_runtime.files import check_output_folder, published_folder
 from flrc_runtime.manifest import Manifest, ProjectionPlan, RankPlan, StageInfo
 from flrc_runtime.model_card import write_card
+from flrc_runtime.output_folder import check_output_folder, published_folder
 
 from .layout import GroupLayout, single_layout
 from .lowrank import LinearGroup

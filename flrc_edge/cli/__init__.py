@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -97,7 +100,7 @@ def group(debug: bool, quiet: bool) -> None:
     """Turn a language model into nested low-rank ONNX graphs and decode it on this machine.
 
     stdout is the result, stderr is progress. Exit codes: 0 ok, 1 error, 2 usage, 3 verification failed,
-    130 interrupted.
+    130 interrupted, 143 terminated.
     """
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
@@ -110,11 +113,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: Without the program's name; None for those of this process.
+
+    Raises:
+        SystemExit: 143, for SIGTERM, after everything was cleaned up.
     """
     try:
-        code = group.main(
-            args=arguments, prog_name=None if arguments is None else "flrc-edge", standalone_mode=False
-        )
+        with _terminable():
+            code = group.main(
+                args=arguments, prog_name=None if arguments is None else "flrc-edge", standalone_mode=False
+            )
     except click.exceptions.Abort:
         click.echo("Interrupted.", err=True)
         return 130
@@ -122,6 +129,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that nothing half-written stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: Any = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,7 @@ def command(
     # Everything that can be refused without torch has been; now the heavy imports.
     from flrc_edge.models import resolve_model
     from flrc_edge.texts import WeightedText
-    from flrc_runtime.files import check_output_folder
+    from flrc_runtime.output_folder import check_output_folder
 
     check_output_folder(output, overwrite=overwrite)
     sources = tuple(WeightedText.parse(t) for t in texts)
@@ -137,16 +139,23 @@ def command(
         **settings,
     )
     timings = Timings()
-    with from_context() as progress:
-        result = compress(
-            model,
-            output,
-            chosen,
-            portable=graph == "optimum",
-            overwrite=overwrite,
-            progress=progress,
-            timings=timings,
-        )
+    try:
+        with from_context() as progress:
+            result = compress(
+                model,
+                output,
+                chosen,
+                portable=graph == "optimum",
+                overwrite=overwrite,
+                progress=progress,
+                timings=timings,
+            )
+    except (KeyboardInterrupt, SystemExit):
+        if not no_cache:
+            click.echo(
+                f"What was measured is kept; go on with: flrc-edge {shlex.join(sys.argv[1:])}", err=True
+            )
+        raise
     if result is None:
         return
     plan = result.plan

@@ -101,7 +101,7 @@ def command(
     """  # noqa: D301 (click reads the backspace character)
     from flrc_edge.texts import WeightedText
     from flrc_runtime import manifest
-    from flrc_runtime.files import check_output_folder
+    from flrc_runtime.output_folder import check_output_folder
 
     check_output_folder(output, overwrite=overwrite)
     manifest.read(checkpoint, "checkpoint")

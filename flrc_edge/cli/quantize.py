@@ -57,7 +57,7 @@ def command(
     flrc-edge quantize healed -o healed-int4
     """  # noqa: D301 (click reads the backspace character)
     from flrc_edge.texts import WeightedText
-    from flrc_runtime.files import check_output_folder
+    from flrc_runtime.output_folder import check_output_folder
 
     check_output_folder(output, overwrite=overwrite)
     sources = tuple(WeightedText.parse(t) for t in texts)

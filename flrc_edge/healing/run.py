@@ -32,9 +32,10 @@ from flrc_edge.models import DTYPES, LoadedModel
 from flrc_edge.origin import open_dense
 from flrc_edge.progress import Progress, silent
 from flrc_runtime import manifest
-from flrc_runtime.files import check_output_folder, published_folder, read_json, write_json
+from flrc_runtime.files import read_json, write_json
 from flrc_runtime.manifest import Manifest
 from flrc_runtime.model_card import write_card
+from flrc_runtime.output_folder import check_output_folder, published_folder
 
 REPORT = "healing.json"
 

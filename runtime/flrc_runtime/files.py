@@ -1,4 +1,4 @@
-"""The few file operations everything here goes through: names inside a folder, hashes, atomic writes."""
+"""The few file operations everything here goes through: names inside a folder, hashes, JSON read and written whole."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import FlrcError, FormatError, UsageError, VerificationError
+from .errors import FormatError, VerificationError
 
 MAX_JSON_BYTES = 4 * 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9._-]+\Z")
@@ -119,75 +116,3 @@ def write_json(path: Path, value: Any) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def check_output_folder(target: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder that could not be written, before any work is done.
-
-    Raises:
-        UsageError: It exists and ``overwrite`` is False, is a file, or its parent is missing or not writable.
-    """
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UsageError(f"{target} exists and is not a folder")
-    if target.exists() and any(target.iterdir()) and not overwrite:
-        raise UsageError(f"{target} exists already", hint="choose another folder or pass --overwrite")
-    if overwrite and target.exists() and any(target.iterdir()):
-        _check_replaceable(target)
-    parent = next(p for p in target.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"{parent} is not a folder that can be written")
-
-
-def _check_replaceable(target: Path) -> None:
-    """Refuse to replace a folder that holds anything but what its ``flrc.json`` lists."""
-    try:
-        content = read_json(target / "flrc.json")
-        listed = set(content["files"]) | {"flrc.json", "README.md"}
-    except (FormatError, LookupError, TypeError):
-        raise UsageError(f"{target} was not written by flrc-edge, so it is not overwritten") from None
-    strangers = sorted(p.name for p in target.iterdir() if p.name not in listed)
-    if strangers:
-        raise UsageError(
-            f"{target} holds {strangers[0]}, which flrc-edge did not write, so it is not overwritten"
-        )
-
-
-@contextmanager
-def published_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Build a folder beside ``target`` and publish it with one rename.
-
-    Yields:
-        An empty temporary folder; when the block ends without an error it becomes ``target``, otherwise it is
-        removed and an earlier ``target`` stays as it was.
-    """
-    check_output_folder(target, overwrite=overwrite)
-    place = target.resolve()
-    work = place.parent / f".{place.name}.tmp-{os.getpid()}"
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if work.exists():
-            shutil.rmtree(work)
-        work.mkdir()
-        yield work
-        _swap(work, place)
-    except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
-        raise FlrcError(f"{target} could not be written: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-
-
-def _swap(work: Path, place: Path) -> None:
-    """Move ``work`` to ``place``; what is there goes away only once the new folder has its name."""
-    if not place.exists():
-        work.replace(place)
-        return
-    old = place.parent / f".{place.name}.old-{os.getpid()}"
-    place.replace(old)
-    try:
-        work.replace(place)
-    except BaseException:
-        old.replace(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

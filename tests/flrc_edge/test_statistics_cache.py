@@ -44,7 +44,7 @@ NAMES = ("a.b", "a.energy")
 def cached_statistics(fingerprint: str | None, make: Callable[[], Statistics]) -> Statistics:
     """Put what ``make`` returns into the mapping of the cache, as a calibration does."""
 
-    def compute(into: MutableMapping[str, Moments] | None) -> Statistics:
+    def compute(into: MutableMapping[str, Moments] | None, _: Path | None) -> Statistics:
         found = make()
         if into is None:
             return found
@@ -146,16 +146,39 @@ def test_a_disk_that_fills_up(
     assert "could not be cached" in caplog.text and not list((cache / "statistics").iterdir())
 
 
-def test_an_interrupted_calibration_leaves_nothing(cache: Path) -> None:
-    def interrupted(into: MutableMapping[str, Moments] | None) -> Statistics:
+def test_an_interrupted_calibration_is_gone_on_with(cache: Path) -> None:
+    moments = some_statistics().moments
+
+    def interrupted(into: MutableMapping[str, Moments] | None, journal: Path | None) -> Statistics:
         assert into is not None
-        into["a.b"] = some_statistics().moments["a.b"]
-        assert len(into) == 1 and list((cache / "statistics").iterdir())
+        into["a.b"] = moments["a.b"]
         raise KeyboardInterrupt
+
+    def gone_on(into: MutableMapping[str, Moments] | None, journal: Path | None) -> Statistics:
+        assert into is not None
+        assert list(into) == ["a.b"]
+        into["a.energy"] = moments["a.energy"]
+        return replace(some_statistics(), moments=into)
 
     with pytest.raises(KeyboardInterrupt):
         cached("f", NAMES, interrupted)
-    assert not list((cache / "statistics").iterdir())
+    (cache / "statistics" / ".f.part" / "a.energy.safetensors").write_bytes(b"half")
+    assert equal(cached("f", NAMES, gone_on), some_statistics())
+    assert equal(cached_statistics("f", forbidden), some_statistics())
+    assert [p.name for p in (cache / "statistics").iterdir()] == ["f"]
+
+
+def test_parts_of_other_runs_make_room(cache: Path) -> None:
+    def interrupted(into: MutableMapping[str, Moments] | None, journal: Path | None) -> Statistics:
+        assert into is not None
+        into["a.b"] = some_statistics().moments["a.b"]
+        raise KeyboardInterrupt
+
+    for i in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            cached(f"f{i}", NAMES, interrupted)
+        os.utime(cache / "statistics" / f".f{i}.part", (1e9 + i, 1e9 + i))
+    assert sorted(p.name for p in (cache / "statistics").iterdir()) == [".f2.part", ".f3.part"]
 
 
 def test_moments_without_gradients_are_kept_too(cache: Path) -> None:
@@ -169,7 +192,7 @@ def test_moments_without_gradients_are_kept_too(cache: Path) -> None:
 def test_matrices(cache: Path) -> None:
     calls = []
 
-    def compute(into: MutableMapping[str, torch.Tensor] | None) -> Any:
+    def compute(into: MutableMapping[str, torch.Tensor] | None, _: Path | None) -> Any:
         calls.append(into)
         target: MutableMapping[str, torch.Tensor] = {} if into is None else into
         for i, name in enumerate(NAMES):

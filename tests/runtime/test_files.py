@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flrc_runtime import files
-from flrc_runtime.errors import FlrcError, FormatError, UsageError, VerificationError
+from flrc_runtime.errors import FormatError, VerificationError
 from flrc_runtime.files import (
     MAX_JSON_BYTES,
-    check_output_folder,
-    published_folder,
     read_json,
     resolve_inside,
     sha256_of,
@@ -118,116 +114,3 @@ def test_a_failed_write_leaves_the_old_file(
     with pytest.raises(OSError, match="No space"):
         write_json(tmp_path / "a.json", 2)
     assert read_json(tmp_path / "a.json") == 1 and len(list(tmp_path.iterdir())) == 1
-
-
-def written(folder: Path, text: str = "old") -> Path:
-    """A folder as flrc-edge leaves it."""
-    folder.mkdir()
-    (folder / "data.bin").write_text(text)
-    (folder / "flrc.json").write_text(json.dumps({"files": {"data.bin": {}}}))
-    return folder
-
-
-def test_published_folder(tmp_path: Path) -> None:
-    with published_folder(tmp_path / "deep" / "out") as work:
-        assert list(work.iterdir()) == [] and work.parent == tmp_path / "deep"
-        (work / "x").write_text("1")
-        assert not (tmp_path / "deep" / "out").exists()
-    assert (tmp_path / "deep" / "out" / "x").read_text() == "1"
-    assert len(list((tmp_path / "deep").iterdir())) == 1
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, FlrcError])
-def test_a_failed_build_leaves_nothing_new(tmp_path: Path, error: type[BaseException]) -> None:
-    old = written(tmp_path / "out")
-    with pytest.raises(error), published_folder(old, overwrite=True) as work:
-        (work / "x").write_text("1")
-        raise error("stop")
-    assert (old / "data.bin").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
-    with (
-        pytest.raises(FlrcError, match="out could not be written: No space left on device"),
-        published_folder(tmp_path / "out"),
-    ):
-        raise OSError(28, "No space left on device")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_overwriting(tmp_path: Path) -> None:
-    old = written(tmp_path / "out")
-    with pytest.raises(UsageError, match="exists already"), published_folder(old):
-        pytest.fail("entered")
-    with published_folder(old, overwrite=True) as work:
-        (work / "new").write_text("1")
-        assert (old / "data.bin").read_text() == "old"
-    assert [p.name for p in old.iterdir()] == ["new"] and len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.parametrize("fails_at", [1, 2])
-def test_a_failed_rename_brings_the_old_folder_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
-) -> None:
-    old = written(tmp_path / "out")
-    whole, calls = Path.replace, []
-
-    def replace(self: Path, target: Path) -> Path:
-        calls.append(self)
-        if len(calls) == fails_at:
-            raise OSError(16, "Device or resource busy")
-        return whole(self, target)
-
-    monkeypatch.setattr(Path, "replace", replace)
-    with (
-        pytest.raises(FlrcError, match="could not be written: Device or resource busy"),
-        published_folder(old, overwrite=True) as work,
-    ):
-        (work / "new").write_text("1")
-    assert (old / "data.bin").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_an_empty_folder_may_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "out").mkdir()
-    monkeypatch.chdir(tmp_path / "out")
-    with published_folder(Path()) as work:
-        (work / "x").write_text("1")
-    assert (tmp_path / "out" / "x").read_text() == "1" and len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda f: (f / "flrc.json").unlink(), "was not written by flrc-edge"),
-        (lambda f: (f / "flrc.json").write_text("{"), "was not written by flrc-edge"),
-        (lambda f: (f / "flrc.json").write_text("[]"), "was not written by flrc-edge"),
-        (lambda f: (f / "flrc.json").write_text('{"files": 3}'), "was not written by flrc-edge"),
-        (lambda f: (f / "thesis.txt").write_text("mine"), "holds thesis.txt, which flrc-edge did not write"),
-        (lambda f: (f / "more").mkdir(), "holds more, which flrc-edge did not write"),
-    ],
-)
-def test_only_what_flrc_edge_wrote_is_overwritten(tmp_path: Path, change: Any, message: str) -> None:
-    folder = written(tmp_path / "out")
-    change(folder)
-    before = sorted(p.name for p in folder.iterdir())
-    with pytest.raises(UsageError, match=message):
-        check_output_folder(folder, overwrite=True)
-    with pytest.raises(UsageError, match=message), published_folder(folder, overwrite=True):
-        pytest.fail("entered")
-    assert sorted(p.name for p in folder.iterdir()) == before
-
-
-def test_output_folders_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "folder")
-    check_output_folder(tmp_path / "folder")
-    check_output_folder(tmp_path / "new" / "deeper")
-    for name in ("file", "link"):
-        with pytest.raises(UsageError, match="exists and is not a folder"):
-            check_output_folder(tmp_path / name, overwrite=True)
-    with pytest.raises(UsageError, match="file is not a folder that can be written"):
-        check_output_folder(tmp_path / "file" / "below")
-    monkeypatch.setattr(files.os, "access", lambda *_: False)
-    with pytest.raises(UsageError, match="is not a folder that can be written"):
-        check_output_folder(tmp_path / "new")

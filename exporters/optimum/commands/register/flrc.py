@@ -49,7 +49,7 @@ class FlrcExportCommand(BaseOptimumCLICommand):
         """Write the bundle; the checkpoint between is temporary."""
         from flrc_edge.cli import run
         from flrc_runtime.errors import FlrcError
-        from flrc_runtime.files import check_output_folder
+        from flrc_runtime.output_folder import check_output_folder
 
         given = self.args
         floats = given.dtype == "fp32"
