@@ -107,7 +107,8 @@ def claimed(target: Path) -> Iterator[None]:
         return
     try:
         if lock.lock_counter == 1:
-            (locks / f"{name}.pid").write_text(f"{os.getpid()}\n")
+            with suppress(OSError):  # it is for the message alone
+                (locks / f"{name}.pid").write_text(f"{os.getpid()}\n")
             _remove_leftovers(place)
         yield
     finally:
@@ -155,7 +156,12 @@ def _remove_leftovers(place: Path) -> None:
     """Remove what killed processes left; the lock is held, so nobody is at work here."""
     for old in place.parent.glob(f".{place.name}.old-*"):
         if not place.exists():  # killed between two renames
-            old.replace(place)
+            try:
+                old.replace(place)
+            except OSError as error:
+                raise FlrcError(
+                    f"{place} cannot be brought back: {error.strerror or error}", hint=f"rename {old} by hand"
+                ) from None
     for pattern in ("tmp", "old"):
         for leftover in place.parent.glob(f".{place.name}.{pattern}-*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,78 @@
+"""Runs of the command line that are killed, or whose n-th file operation fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STORIES = ROOT / "tests" / "data" / "stories260k"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a command line ended: its exit code (or minus the signal), wall time, words, and file operations."""
+
+    status: int
+    seconds: float
+    log: str
+    operations: int | None
+
+
+class Zygote:
+    """Forks command lines from a process that has imported everything."""
+
+    def __init__(self, process: subprocess.Popen[str], scratch: Path) -> None:
+        self._process = process
+        self._scratch = scratch
+
+    def run(
+        self,
+        *arguments: object,
+        cache: Path,
+        delay: float | None = None,
+        signal: int = 9,
+        fail: int | None = None,
+        watched: Path | None = None,
+    ) -> Run:
+        request: dict[str, Any] = {
+            "arguments": [str(a) for a in arguments],
+            "cache": str(cache),
+            "scratch": str(self._scratch),
+            "watched": str(watched or self._scratch),
+            "delay": delay,
+            "signal": signal,
+            "fail": fail,
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return Run(**json.loads(self._process.stdout.readline()))
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    if sys.platform != "linux":
+        pytest.skip("forks processes and looks at them in /proc (Linux)")
+    path = os.pathsep.join(str(ROOT / part) for part in ("", "exporters", "runtime"))
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.zygote", str(STORIES)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield Zygote(process, tmp_path_factory.mktemp("zygote"))
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0

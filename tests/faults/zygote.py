@@ -1,0 +1,97 @@
+"""A process with everything imported that forks one command line at a time and kills it when it is told to.
+
+Reads requests, a JSON line each, and answers each with a line: the exit code, seconds, what was logged and how many file
+operations there were. A fresh interpreter would spend most of its life importing torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # no threads: what is forked has none
+
+import torch
+import transformers  # noqa: F401
+
+import flrc_edge.cli
+import flrc_edge.cli.compress
+import flrc_edge.cli.export
+import flrc_edge.compression
+import flrc_edge.models
+import flrc_exporters.bundle  # noqa: F401
+from tests.faults.injection import Injection, install
+
+install()
+torch.set_num_threads(1)
+
+
+def child(request: dict[str, Any], out: Path) -> int:
+    """Run the command line; what it logs goes to the file."""
+    os.environ["FLRC_EDGE_CACHE"] = request["cache"]
+    with out.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    injection = Injection(request["fail"], Path(request["watched"]))
+    with injection:
+        code = flrc_edge.cli.run(request["arguments"])
+    sys.stderr.flush()
+    sys.stdout.flush()
+    out.with_suffix(".operations").write_text(str(injection.count))
+    return code
+
+
+def kill(pid: int, number: int) -> None:
+    """Send a signal, unless the process has ended by itself."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def serve(model: str) -> None:
+    """Answer requests until stdin ends.
+
+    Args:
+        model: Loaded once, so that all that loading imports is there.
+    """
+    flrc_edge.models.open_model(model)
+    for number, line in enumerate(sys.stdin):
+        request = json.loads(line)
+        out = Path(request["scratch"]) / f"{number}.log"
+        begun = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                code = child(request, out)
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else 1
+            except BaseException as error:
+                print(f"died of {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            finally:
+                os._exit(code)
+        timer = None
+        if request["delay"] is not None:
+            timer = threading.Timer(request["delay"], kill, (pid, request["signal"]))
+            timer.start()
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if timer is not None:
+            timer.cancel()
+        operations = out.with_suffix(".operations")
+        answer = {
+            "status": status,
+            "seconds": time.monotonic() - begun,
+            "log": out.read_text() if out.exists() else "",
+            "operations": int(operations.read_text()) if operations.exists() else None,
+        }
+        sys.__stdout__.write(json.dumps(answer) + "\n")  # type: ignore[union-attr]
+        sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
