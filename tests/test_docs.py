@@ -167,3 +167,16 @@ def test_format_states_the_version_and_limits() -> None:
     text = (ROOT / "docs" / "format.md").read_text("utf-8")
     assert f"Schema version {manifest.SCHEMA_VERSION}." in text
     assert f"1 to {manifest.MAX_STAGES} stages" in text
+
+
+def test_every_test_that_reliability_names_is_there() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "`test" in line]
+    assert len(rows) > 40
+    for row in rows:
+        file = None
+        for name in re.findall(r"`((?:tests/[\w/]+\.py::)?test_\w+)`", row):
+            path, _, function = name.rpartition("::")
+            file = path or file
+            assert file is not None, row
+            assert re.search(rf"^def {function}\(", (ROOT / file).read_text(), re.M), name

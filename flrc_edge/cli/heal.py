@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -132,6 +133,8 @@ def command(
         click.echo(
             f"{error.step} steps are saved; go on with: flrc-edge {shlex.join(arguments)} --resume", err=True
         )
+        if error.signal == signal.SIGTERM:
+            sys.exit(128 + error.signal)
         raise
     if result is None:
         return

@@ -67,7 +67,7 @@ def command(
         raise UsageError(f"port {port} is not from 0 to 65535")
     Sampling(temperature=temperature)
     limits = Limits(parallel=parallel, queue=queue, max_tokens=max_tokens)
-    check_host(host, protected=api_key_file is not None, public=public)
+    hosts = check_host(host, protected=api_key_file is not None, public=public)
     key = None if api_key_file is None else read_key(api_key_file)
     model = load_bundle(bundle, context=context, threads=threads)
 
@@ -77,5 +77,13 @@ def command(
     checked_stage(
         prompt_stage(policy() or FixedStage(0)), model.num_stages
     )  # refused now, not at the first request
-    server = Server(model, name=name, limits=limits, api_key=key, policy=policy, temperature=temperature)
+    server = Server(
+        model,
+        name=name,
+        limits=limits,
+        api_key=key,
+        hosts=hosts,
+        policy=policy,
+        temperature=temperature,
+    )
     run(server, host=host, port=port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,11 +52,11 @@ class Point:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C: the state is saved, and ``resume=True`` goes on after ``step``."""
+    """Ctrl-C or SIGTERM: the state is saved, and ``resume=True`` goes on after ``step``."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
         super().__init__(f"interrupted after step {step}")
-        self.step = step
+        self.step, self.signal = step, number
 
 
 def stage_order(weights: Sequence[float]) -> Iterator[int]:
@@ -151,7 +152,7 @@ class Session:
                 self._clock(stop.is_set())
                 if self._stop:
                     self._save(state)
-                    raise Interrupted(self.step)
+                    raise Interrupted(self.step, stop.signal)
                 if self._due():
                     self._measure()
                 if time.monotonic() - self._saved >= 60 * self._settings.save_minutes:
@@ -246,22 +247,32 @@ class Session:
         _log.info("going on after step %d", self.step)
 
 
+class _Stop(threading.Event):
+    """Set by a signal, which it remembers."""
+
+    signal: int = signal.SIGINT
+
+
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C of the block into an event, for between two steps; the second is a KeyboardInterrupt."""
-    event = threading.Event()
+def _interruptible() -> Iterator[_Stop]:
+    """Turn the first Ctrl-C or SIGTERM of the block into an event, for between two steps; the second ends it."""
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield stop
         return
 
     def note(number: int, frame: object) -> None:
-        if event.is_set():
+        if stop.is_set():
+            if number == signal.SIGTERM:
+                sys.exit(128 + number)
             raise KeyboardInterrupt
-        event.set()
+        stop.signal = number
+        stop.set()
         _log.info("finishing the step; Ctrl-C again gives it up")
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield event
+        yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """A process with everything imported that forks one command line at a time and kills it when it is told to.
 
-Reads requests, a JSON line each, and answers each with a line: the exit code, seconds, what was logged and how many file
-operations there were. A fresh interpreter would spend most of its life importing torch.
+Reads requests, a JSON line each, and answers each with a line: the exit code, seconds, what was logged and the count of
+file operations. A fresh interpreter would spend most of its life importing torch.
 """
 
 from __future__ import annotations

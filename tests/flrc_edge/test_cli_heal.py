@@ -91,7 +91,10 @@ def test_mistakes(checkpoint: Path, stories: Path, tmp_path: Path) -> None:
     assert not new.exists()
 
 
-def test_ctrl_c_names_the_command_that_goes_on(checkpoint: Path, stories: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_names_the_command_that_goes_on(
+    checkpoint: Path, stories: Path, tmp_path: Path, number: int, code: int
+) -> None:
     command = [
         sys.executable, "-m", "flrc_edge", "heal", str(checkpoint), "-o", str(tmp_path / "h"),
         "--model", str(stories), "--steps", "3000", *map(str, SMALL),
@@ -106,9 +109,9 @@ def test_ctrl_c_names_the_command_that_goes_on(checkpoint: Path, stories: Path, 
         line = process.stderr.readline()
         assert line, read
         read.append(line)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, rest = process.communicate(timeout=120)
-    assert process.returncode == 130 and out == "" and "Traceback" not in rest
+    assert process.returncode == code and out == "" and "Traceback" not in rest
     (sentence,) = [line for line in rest.splitlines() if "go on with" in line]
     given = shlex.split(sentence.partition("go on with: ")[2])
     assert given == ["flrc-edge", *command[3:], "--resume"]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +170,26 @@ def test_an_interrupted_calibration_is_gone_on_with(cache: Path) -> None:
     assert equal(cached("f", NAMES, gone_on), some_statistics())
     assert equal(cached_statistics("f", forbidden), some_statistics())
     assert [p.name for p in (cache / "statistics").iterdir()] == ["f"]
+
+
+def test_two_processes_measure_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Threads stand for them: each has a lock of its own on the same file."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Statistics:
+        begun.set()
+        assert go_on.wait(30)
+        return some_statistics()
+
+    with ThreadPoolExecutor(2) as pool, caplog.at_level(logging.INFO, logger="flrc_edge"):
+        first = pool.submit(cached_statistics, "f", slow)
+        assert begun.wait(30)
+        second = pool.submit(cached_statistics, "f", forbidden)
+        while "waiting for another process" not in caplog.text:
+            time.sleep(0.01)
+        go_on.set()
+        assert equal(first.result(30), some_statistics())
+        assert equal(second.result(30), some_statistics())
 
 
 def test_parts_of_other_runs_make_room(cache: Path) -> None:

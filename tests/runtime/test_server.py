@@ -49,9 +49,12 @@ class Served:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)
-        assert found, line + self.process.stderr.read()
+        said, found = "", None
+        while found is None:  # its weights may be packed first
+            line = self.process.stderr.readline()
+            assert line, said
+            said += line
+            found = re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)
         self.port = int(found[1])
 
     def client(self, **options: Any) -> openai.OpenAI:
@@ -111,9 +114,15 @@ class Served:
 
 
 def request(
-    method: str, path: str, data: bytes = b"", *, headers: str = "", kind: str = "application/json"
+    method: str,
+    path: str,
+    data: bytes = b"",
+    *,
+    headers: str = "",
+    kind: str = "application/json",
+    host: str = "127.0.0.1",
 ) -> bytes:
-    head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}"
+    head = f"{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}"
     if method == "POST":
         head += f"content-type: {kind}\r\ncontent-length: {len(data)}\r\n"
     return head.encode() + b"\r\n" + data
@@ -385,6 +394,25 @@ def test_slow_clients(served: Served) -> None:
     assert served.idle()
 
 
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "[::2]:1", "x"]
+)
+def test_a_page_that_rebinds_its_name_is_refused(served: Served, host: str) -> None:
+    data = json.dumps(chat()).encode()
+    for asked in (
+        request("POST", "/v1/chat/completions", data, host=host),
+        request("GET", "/metrics", host=host),
+    ):
+        status, _, answer = served.send(asked)
+        assert status == 421
+        assert json.loads(answer)["error"]["code"] == "wrong_host"
+
+
+@pytest.mark.parametrize("host", ["localhost:8080", "LOCALHOST", "127.0.0.1", "[::1]:8080", "[::1]"])
+def test_this_machine_s_own_names_are_served(served: Served, host: str) -> None:
+    assert served.send(request("GET", "/v1/models", host=host))[0] == 200
+
+
 def test_the_key(talking: Path, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("a-secret-key\n")
     served = Served(talking, "--api-key-file", tmp_path / "key")
@@ -396,6 +424,7 @@ def test_the_key(talking: Path, tmp_path: Path) -> None:
             assert status == 401 and answer["error"]["code"] == "invalid_api_key"
         assert served.post("/v1/chat/completions", b"{")[0] == 401  # before anything is read
         assert served.get("/metrics")[0] == 401 and served.get("/health")[0] == 200
+        assert served.send(request("GET", "/health", host="a.name"))[0] == 200  # behind a proxy, with a key
     finally:
         served.close()
 

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,6 +69,8 @@ class Server:
         name: That clients call it by; None for the name of the model.
         limits: What it takes on.
         api_key: That clients must send; None: none.
+        hosts: Names and addresses that requests may be for; None: any. A page of another name that resolves to this
+            machine (DNS rebinding) is refused by them.
         policy: Makes the policy of an answer whose request names no stage; its None is the bundle's schedule.
         temperature: Of requests that name none.
     """
@@ -80,12 +82,14 @@ class Server:
         name: str | None = None,
         limits: Limits | None = None,
         api_key: str | None = None,
+        hosts: Collection[str] | None = None,
         policy: Callable[[], Policy | None] = lambda: None,
         temperature: float = 0.0,
     ) -> None:
         self._model, self.limits = model, limits or Limits()
         self.name = name or model.manifest.model.name
         self._key = None if api_key is None else api_key.encode()
+        self._hosts = None if hosts is None else frozenset(h.lower() for h in hosts)
         self._policy, self._temperature = policy, temperature
         self._created = int(time.time())
         self.places = Places(self.limits.parallel, self.limits.queue)
@@ -115,6 +119,7 @@ class Server:
         async def guarded(request: Request) -> Response:
             route = request.scope["route"].path
             try:
+                self._check_host(request)
                 self._check_key(request)
                 response = await handler(request)
             except ApiError as error:
@@ -128,6 +133,16 @@ class Server:
             return response
 
         return guarded
+
+    def _check_host(self, request: Request) -> None:
+        host = request.headers.get("host", "").lower()
+        name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+        if self._hosts is not None and name not in self._hosts:
+            raise ApiError(
+                421,
+                f"this server answers to {', '.join(sorted(self._hosts))} alone; a key or --public lifts that",
+                code="wrong_host",
+            )
 
     def _check_key(self, request: Request) -> None:
         if self._key is None or request.url.path in OPEN_ROUTES:

@@ -37,13 +37,16 @@ class PatientProtocol(H11Protocol):
             self.transport.close()
 
 
-def check_host(host: str, *, protected: bool, public: bool) -> None:
+def check_host(host: str, *, protected: bool, public: bool) -> frozenset[str] | None:
     """Refuse to listen to other machines without a key, unless that is wanted.
 
     Args:
         host: Name or address to listen on.
         protected: Whether there is a key.
         public: Whether it is wanted without one.
+
+    Returns:
+        The names that requests may be for; None for any, where a key or the user's word protects.
 
     Raises:
         UsageError: It is refused.
@@ -57,6 +60,7 @@ def check_host(host: str, *, protected: bool, public: bool) -> None:
             f"{host} can be reached by other machines, and there is no key",
             hint="name a file with a key (--api-key-file), or say --public",
         )
+    return None if protected or public else frozenset({"localhost", "127.0.0.1", "::1", host})
 
 
 def read_key(path: Path) -> str:
