@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from .errors import FormatError, VerificationError
 from .files import check_name, read_json, resolve_inside, sha256_of, write_json
+from .graph_file import check_graph_file
 from .typed_json import build
 
 SCHEMA_VERSION = 2
@@ -344,6 +345,10 @@ class Manifest:
             return (*(s.graph for s in self.stages), "weights.bin", "config.json", "tokenizer.json")
         return (*(s.graph for s in self.stages), "weights.bin", "tokenizer.json", "tokenizer_config.json")
 
+    def weight_sizes(self) -> dict[str, int]:
+        """Return the bytes of the files that stage graphs take their weights from, by name."""
+        return {"weights.bin": self.files["weights.bin"].size}
+
 
 def factor_parameters(shape: tuple[int, int], rank: int, *, storage: Storage = "plain") -> int:
     """Return the parameters of one chunk of ``rank`` ranks: ``r (m + n)``, pivoted ``r (m + n) - r²``."""
@@ -437,10 +442,11 @@ def read(folder: Path, kind: Kind | None = None) -> Manifest:
 
 
 def verify(folder: Path, kind: Kind | None = None) -> Manifest:
-    """Read the manifest and compare the SHA-256 of every file.
+    """Read the manifest, compare the SHA-256 of every file and look into the graphs of a bundle.
 
     Raises:
         VerificationError: A file is missing, has another size or hash, or is not listed.
+        FormatError: The manifest is damaged, or a graph holds what ``export`` does not write.
     """
     manifest = read(folder, kind)
     for path in sorted(folder.iterdir()):
@@ -451,6 +457,9 @@ def verify(folder: Path, kind: Kind | None = None) -> Manifest:
             raise VerificationError(
                 f"{folder.name}: checksum mismatch in {name}", hint="copy or write the folder again"
             )
+    if manifest.kind == "bundle":
+        for stage in manifest.stages:
+            check_graph_file(resolve_inside(folder, stage.graph), manifest.weight_sizes())
     return manifest
 
 

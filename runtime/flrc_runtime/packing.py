@@ -24,6 +24,7 @@ from typing import BinaryIO
 from .cache import cache_folder
 from .errors import FlrcError
 from .files import resolve_inside
+from .graph_file import check_graph_file
 from .manifest import Manifest
 from .sessions import check_onnxruntime, loading_error
 from .shared_weights import SharedWeights
@@ -116,7 +117,9 @@ def pack(folder: Path, manifest: Manifest, *, progress: Callable[[int, int], Non
             if progress is not None:
                 progress(0, len(manifest.stages))
             for done, stage in enumerate(manifest.stages, 1):
-                own = _saved_by_onnxruntime(resolve_inside(folder, stage.graph), work)
+                graph_file = resolve_inside(folder, stage.graph)
+                check_graph_file(graph_file, manifest.weight_sizes())
+                own = _saved_by_onnxruntime(graph_file, work)
                 graph = shared.move(own, own.with_suffix(".bin"))
                 own.unlink()
                 own.with_suffix(".bin").unlink()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from .errors import FlrcError, FormatError, UsageError
 from .files import resolve_inside
 from .free_memory import trim
+from .graph_file import check_graph_file
 from .kv_cache import KvShape
 from .manifest import Manifest
 
@@ -139,6 +140,7 @@ class StageSessions:
                 shutil.rmtree(self._packed, ignore_errors=True)  # the next load makes them again
                 self._packed = None
         path = resolve_inside(self._folder, name)
+        check_graph_file(path, self._manifest.weight_sizes())
         try:
             return self._session(path, packed=False)
         except Exception as error:

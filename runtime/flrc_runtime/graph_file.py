@@ -1,0 +1,118 @@
+"""What a stage graph may hold: looked at before onnxruntime's parser and kernels see the file.
+
+Only the operators that ``export`` writes, no graph inside an operator, no function, and weights in files that the manifest
+lists. Field numbers are those of onnx.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .errors import FlrcError, FormatError
+from .protobuf import fields
+
+OPERATORS = {
+    "": {
+        *("Add", "Cast", "Concat", "Gather", "Gelu", "MatMul", "Mul", "ReduceSum", "Reshape", "Shape"),
+        *("SimplifiedLayerNormalization", "Slice", "Split", "Sub"),
+    },
+    "com.microsoft": {
+        *("FusedMatMul", "GatherBlockQuantized", "Gelu", "GroupQueryAttention", "MatMulNBits", "QuickGelu"),
+        *("RotaryEmbedding", "SkipSimplifiedLayerNormalization"),
+    },
+}
+OPERATORS["ai.onnx"] = OPERATORS[""]  # the same domain
+
+_MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 20, 25
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER = 1, 5, 15
+_NODE_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
+_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
+_TENSOR_EXTERNAL = 13
+
+
+def check_graph_file(path: Path, sizes: Mapping[str, int]) -> None:
+    """Refuse a graph that holds what ``export`` does not write.
+
+    Args:
+        path: The graph.
+        sizes: Bytes of the files, by name, that its weights may lie in: ``weights.bin``.
+
+    Raises:
+        FormatError: It is no graph, or one with an operator, a function or weights of another kind.
+    """
+    where = f"{path.parent.name}/{path.name}"
+    graphs = 0
+    try:
+        for part in fields(memoryview(path.read_bytes())):
+            if part.number in (_MODEL_TRAINING, _MODEL_FUNCTIONS):
+                raise FormatError("it holds functions or a way to train")
+            if part.number == _MODEL_GRAPH and part.value is not None:
+                graphs += 1
+                _check_graph(part.value, sizes)
+        if graphs != 1:
+            raise FormatError(f"it holds {graphs} graphs")
+    except (FlrcError, OSError, UnicodeDecodeError, ValueError) as error:
+        raise FormatError(
+            f"{where} is not a graph that export writes: {error}",
+            hint="get the bundle again, from people you trust",
+        ) from None
+
+
+def _check_graph(graph: memoryview, sizes: Mapping[str, int]) -> None:
+    for part in fields(graph):
+        if part.number == _GRAPH_SPARSE_INITIALIZER:
+            raise FormatError("it holds sparse weights")
+        if part.value is None:
+            continue
+        if part.number == _GRAPH_NODE:
+            _check_node(part.value)
+        elif part.number == _GRAPH_INITIALIZER:
+            _check_tensor(part.value, sizes)
+
+
+def _check_node(node: memoryview) -> None:
+    kind, domain = "", ""
+    for part in fields(node):
+        if part.value is None:
+            continue
+        if part.number == _NODE_TYPE:
+            kind = bytes(part.value).decode()
+        elif part.number == _NODE_DOMAIN:
+            domain = bytes(part.value).decode()
+        elif part.number == _NODE_ATTRIBUTE:
+            _check_attribute(part.value)
+    if kind not in OPERATORS.get(domain, ()):
+        raise FormatError(f"the operator {f'{domain}.' if domain else ''}{kind} is not known")
+
+
+def _check_attribute(attribute: memoryview) -> None:
+    for part in fields(attribute):
+        if part.number in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_TENSORS):
+            raise FormatError("an operator holds a graph or a list of tensors")
+        if part.number == _ATTRIBUTE_TENSOR and part.value is not None:
+            _check_tensor(part.value, {})
+
+
+def _check_tensor(tensor: memoryview, sizes: Mapping[str, int]) -> None:
+    external: dict[str, str] = {}
+    for part in fields(tensor):
+        if part.number == _TENSOR_EXTERNAL and part.value is not None:
+            entry = [bytes(f.value).decode() for f in fields(part.value) if f.value is not None]
+            if len(entry) != 2 or entry[0] in external:
+                raise FormatError("a place of weights is said twice or by half")
+            external[entry[0]] = entry[1]
+    if not external:
+        return
+    location = external.get("location", "")
+    if location not in sizes:
+        raise FormatError(f"weights lie in {location!r}, which the manifest does not list for them")
+    offset, length = (_count(external.get(name, "0")) for name in ("offset", "length"))
+    if offset + length > sizes[location]:
+        raise FormatError(f"weights end at byte {offset + length} of {location}, which has {sizes[location]}")
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise FormatError(f"{text!r} is no place in a file")
+    return int(text)
