@@ -1,7 +1,7 @@
 """What a stage graph may hold: looked at before onnxruntime's parser and kernels see the file.
 
-Only the operators that ``export`` writes, no graph inside an operator, no function, and weights in files that the manifest
-lists. Field numbers are those of onnx.proto.
+Only the operators that ``export`` writes, no graph inside an operator, no function, and weights in a file that the
+manifest lists. Field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations

@@ -29,7 +29,12 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
-        self.loop.call_later(HEADER_SECONDS, self._late)
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection; the timer would keep it for as long as it waits."""
+        self._timer.cancel()
+        super().connection_lost(exc)
 
     def _late(self) -> None:
         begun: object = self.cycle  # None until a request came, which uvicorn's types do not say
