@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 OUT ?= out
 OPTIMUM := .venv-optimum
+SECONDS ?= 60
 
-.PHONY: demo test test-full lint docs docs-cli docs-chat docs-report android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
+.PHONY: demo test test-full lint docs docs-cli docs-chat docs-report fuzz android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
 
 setup: $(VENV)/.ready
 
@@ -92,6 +93,12 @@ apk: setup
 # A bundle on the arm64 library that is inside the APK, under qemu, beside this machine's.
 android-arm64: android-tools
 	$(BIN)/python android_demo/tools/arm64_check.py $(BUNDLE)
+
+# Fuzzes every reader of what a stranger may have written, SECONDS each; what is found is in out/fuzz.
+fuzz: setup
+	$(BIN)/python -m pip install -q -e '.[fuzz]'
+	for target in $$($(BIN)/python -c 'from tests.fuzz.targets import TARGETS; print(*TARGETS)'); do \
+	  $(BIN)/python -m tests.fuzz.fuzz $$target $(SECONDS) || exit 1; done
 
 # With APK=file, on the classes that are in an APK, turned back from dex, instead of the sources'.
 android-test: android-tools

@@ -15,6 +15,7 @@ from typing import Any
 from .errors import FormatError, VerificationError
 
 MAX_JSON_BYTES = 4 * 1024 * 1024
+MAX_NAME = 255  # letters: longer ones are no file name anywhere
 _NAME = re.compile(r"[A-Za-z0-9._-]+\Z")
 
 
@@ -36,6 +37,8 @@ def resolve_inside(root: Path, name: str) -> Path:
         raise VerificationError(
             f"{root.name}: {name} is missing", hint="export or copy the folder again"
         ) from None
+    except OSError as error:
+        raise VerificationError(f"{root.name}: {name} cannot be read: {error.strerror or error}") from None
     if not stat.S_ISREG(mode):
         raise VerificationError(f"{root.name}: {name} is not a regular file")
     return path
@@ -47,7 +50,7 @@ def check_name(root: Path, name: str) -> None:
     Raises:
         VerificationError: It is not one path component of letters, digits, ``.``, ``_`` and ``-``.
     """
-    if not _NAME.match(name) or name in (".", ".."):
+    if len(name) > MAX_NAME or not _NAME.match(name) or name in (".", ".."):
         raise VerificationError(f"{root.name}: {name!r} is not a plain file name")
 
 

@@ -22,7 +22,7 @@ from flrc_runtime.files import (
     "name",
     [
         "../x", "/etc/passwd", "a/../../b", "a/b", "..", ".", "", "a\\b", "C:\\x", "C:", "\\\\host\\x", "a\x00b",
-        "a b", "ä", "a\n", "~", "a:b", "a*",
+        "a b", "ä", "a\n", "~", "a:b", "a*", "a" * 256,
     ],
 )  # fmt: skip
 def test_names_that_are_no_plain_file_names(tmp_path: Path, name: str) -> None:
