@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flrc_runtime import files, manifest
@@ -75,7 +76,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 def run(target: str, data: bytes) -> None:
     """Run one input; errors that a user may see are what is wanted."""
-    try:
+    with suppress(FlrcError, ApiError):
         TARGETS[target](data)
-    except (FlrcError, ApiError):
-        pass
