@@ -73,7 +73,7 @@ def check_compress(zygote: Any, folder: Path, kills: int, seed: int) -> dict[str
 
 
 def test_compress(zygote: Any, tmp_path: Path) -> None:
-    found = check_compress(zygote, tmp_path, 20, seed=0)
+    found = check_compress(zygote, tmp_path, 12, seed=0)
     print(found)
     assert found["gone on"] > 0
 
@@ -137,7 +137,7 @@ def check_export(zygote: Any, folder: Path, kills: int, seed: int) -> dict[str, 
 
 
 def test_export(zygote: Any, tmp_path: Path) -> None:
-    found = check_export(zygote, tmp_path / "export", 20, seed=0)
+    found = check_export(zygote, tmp_path / "export", 8, seed=0)
     print(found)
     assert found["old"] > 0
 

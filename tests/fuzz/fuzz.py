@@ -1,7 +1,7 @@
 """Fuzz one target with coverage feedback: ``make fuzz SECONDS=600``, or ``python -m tests.fuzz.fuzz manifest 600``.
 
-New inputs that reach new code go to ``out/fuzz/<target>``; one that crashes a reader, or keeps it for over two seconds, is
-written beside that folder and ends the run: mend the reader and put the input into ``corpus/<target>``.
+New inputs that reach new code go to ``out/fuzz/<target>``. One that crashes a reader, or keeps it for over two seconds,
+is written beside that folder and ends the run: mend the reader and put the input into ``corpus/<target>``.
 """
 
 from __future__ import annotations
