@@ -13,6 +13,7 @@ import pytest
 
 from flrc_runtime import manifest
 from flrc_runtime.errors import FlrcError
+from tests.attacks.graphs import ATTACKS, apply
 
 
 @pytest.fixture
@@ -96,3 +97,13 @@ def test_what_python_refuses_is_refused(java: Callable[..., Any], bundle: Path, 
     done = java("ManifestCheck", bundle)
     assert done.returncode == 3, done.stdout
     assert done.stderr.startswith("Error: ") and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_graphs_that_export_does_not_write(java: Callable[..., Any], bundle: Path, name: str) -> None:
+    attack, message = ATTACKS[name]
+    apply(attack, bundle)
+    done = java("ManifestCheck", bundle)
+    assert done.returncode == 3, done.stdout
+    assert "is not a graph that export writes" in done.stderr
+    assert message in done.stderr

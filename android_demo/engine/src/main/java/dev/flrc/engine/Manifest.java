@@ -198,6 +198,10 @@ public final class Manifest {
                     folder.getName() + ": checksum mismatch in " + entry.getKey(), "copy the bundle again");
             }
         }
+        long weightBytes = manifest.files.get(GraphFile.WEIGHTS).size;
+        for (Stage stage : manifest.stages) {
+            GraphFile.check(BundleFiles.resolveInside(folder, stage.graph), weightBytes);
+        }
         return manifest;
     }
 
