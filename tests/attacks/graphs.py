@@ -1,4 +1,4 @@
-"""Changes of a stage graph that make it hostile, and words of the refusal, for the Python runtime and the Java engine."""
+"""Changes of a stage graph that make it hostile, with words of the refusal: for Python and for the Java engine."""
 
 from __future__ import annotations
 
