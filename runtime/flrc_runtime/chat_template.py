@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -19,6 +20,10 @@ from .errors import FlrcError, FormatError, UsageError
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_OUTPUT_CHARS = 4 * 1024 * 1024
 MAX_STEPS = 1_000_000  # lines of compiled template; a chat of 1000 messages takes about 20,000
+MAX_SECONDS, LOOK_EVERY = (
+    5.0,
+    64,
+)  # a long chat takes hundredths of a second; steps between two looks at the clock
 MAX_REPEAT = 1_000_000  # length of a product such as '-' * 40
 
 # Attributes and filters that pad to a given width: one call could fill the memory.
@@ -93,10 +98,11 @@ class ChatTemplate:
 
 
 class _StepLimit:
-    """Ends a template that runs too many lines; a thread could not be stopped, tracing can."""
+    """Ends a template that runs too many lines, or for too long; a thread could not be stopped, tracing can."""
 
     def __enter__(self) -> None:
         self._left = MAX_STEPS
+        self._end = time.monotonic() + MAX_SECONDS
         self._previous = sys.gettrace()
         sys.settrace(self._trace)
 
@@ -107,6 +113,8 @@ class _StepLimit:
         self._left -= 1
         if self._left < 0:
             raise FlrcError(f"the chat template takes more than {MAX_STEPS} steps", hint="use --raw")
+        if self._left % LOOK_EVERY == 0 and time.monotonic() > self._end:
+            raise FlrcError(f"the chat template takes more than {MAX_SECONDS:g} seconds", hint="use --raw")
         return self._trace
 
 

@@ -12,10 +12,14 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["flrc_runtime", "jinja2"]):
+    from flrc_runtime import chat_template
     from tests.fuzz.targets import TARGETS, run
 
 CORPUS = Path(__file__).parent / "corpus"
 SLOWEST = 2  # seconds
+chat_template.MAX_STEPS = (
+    20_000  # fewer than a template may take: instruments make each of them many times as slow
+)
 
 
 def main() -> None:

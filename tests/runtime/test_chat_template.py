@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flrc_runtime import FlrcError, FormatError, UsageError
+from flrc_runtime import FlrcError, FormatError, UsageError, chat_template
 from flrc_runtime.chat_template import ChatTemplate
 from flrc_runtime.tokenizer import Tokenizer
 
@@ -80,6 +80,16 @@ def test_attacks_end_in_a_typed_error(source: str) -> None:
     with pytest.raises(FlrcError):
         print(repr(ChatTemplate(source, TOKENS).render(CHAT)[:200]))
     assert time.monotonic() - started < 10
+
+
+def test_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines that take long, one by one: far fewer than are allowed."""
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
+    slow = "{% for i in range(3000) %}{% set x = (range(90000) | list | sort | length) %}{% endfor %}"
+    started = time.monotonic()
+    with pytest.raises(FlrcError, match=r"takes more than 0\.2 seconds"):
+        ChatTemplate(slow, TOKENS).render(CHAT)
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(
