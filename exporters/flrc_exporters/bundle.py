@@ -12,6 +12,7 @@ from typing import Any
 from flrc_runtime import manifest as manifests
 from flrc_runtime.errors import FormatError, UsageError
 from flrc_runtime.files import read_json, resolve_inside, write_json
+from flrc_runtime.graph_file import check_graph_file
 from flrc_runtime.manifest import Manifest, RankPlan, StageInfo
 from flrc_runtime.model_card import write_card
 from flrc_runtime.output_folder import check_output_folder, check_room, published_folder
@@ -99,6 +100,7 @@ def export(
             used = attach_weights(model, weights.table, folder)
             save_stage(model, folder / stage_file(stage))
             check_graph(folder / stage_file(stage), config, context=positions)
+            check_graph_file(folder / stage_file(stage), {FILE_NAME: weights.path.stat().st_size})
             size = bytes_read(used, config.vocab_size)
             stages.append(StageInfo(stage_file(stage), round(written.plan.kept(stage), 6), size))
             if log_progress is not None:

@@ -14,11 +14,23 @@ from .protobuf import fields
 
 OPERATORS = {
     "": {
-        *("Add", "Cast", "Concat", "Gather", "Gelu", "MatMul", "Mul", "ReduceSum", "Reshape", "Shape"),
-        *("SimplifiedLayerNormalization", "Slice", "Split", "Sub"),
+        *(
+            "Add",
+            "Cast",
+            "CastLike",
+            "Concat",
+            "Gather",
+            "Gelu",
+            "MatMul",
+            "Mul",
+            "ReduceSum",
+            "Reshape",
+            "Shape",
+        ),
+        *("Slice", "Split", "Sub"),
     },
     "com.microsoft": {
-        *("FusedMatMul", "GatherBlockQuantized", "Gelu", "GroupQueryAttention", "MatMulNBits", "QuickGelu"),
+        *("FusedMatMul", "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "QuickGelu"),
         *("RotaryEmbedding", "SkipSimplifiedLayerNormalization"),
     },
 }

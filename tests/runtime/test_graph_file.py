@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from flrc_runtime import manifest
 from flrc_runtime.errors import FormatError
 from flrc_runtime.graph_file import OPERATORS, check_graph_file
 from tests.attacks.graphs import ATTACKS, Attack, apply
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -56,4 +59,12 @@ def test_no_graph_and_two(tmp_path: Path, stories_bundle: Path) -> None:
 
 def test_every_operator_is_one_of_onnxruntime() -> None:
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
-    assert OPERATORS[""] - {"SimplifiedLayerNormalization"} <= known
+    assert OPERATORS[""] <= known
+
+
+def test_the_java_engine_knows_the_same_operators() -> None:
+    source = (ROOT / "android_demo/engine/src/main/java/dev/flrc/engine/GraphFile.java").read_text()
+    for domain, name in (("", "STANDARD"), ("com.microsoft", "MICROSOFT")):
+        listed = re.search(rf"{name} = new HashSet<>\(Arrays\.asList\((.*?)\)\);", source, re.DOTALL)
+        assert listed is not None
+        assert set(re.findall(r'"(\w+)"', listed[1])) == OPERATORS[domain]

@@ -17,11 +17,11 @@ import java.util.Set;
 final class GraphFile {
     static final String WEIGHTS = "weights.bin";
     private static final Set<String> STANDARD = new HashSet<>(Arrays.asList(
-        "Add", "Cast", "Concat", "Gather", "Gelu", "MatMul", "Mul", "ReduceSum", "Reshape", "Shape",
-        "SimplifiedLayerNormalization", "Slice", "Split", "Sub"));
+        "Add", "Cast", "CastLike", "Concat", "Gather", "Gelu", "MatMul", "Mul", "ReduceSum", "Reshape", "Shape", "Slice",
+        "Split", "Sub"));
     private static final Set<String> MICROSOFT = new HashSet<>(Arrays.asList(
-        "FusedMatMul", "GatherBlockQuantized", "Gelu", "GroupQueryAttention", "MatMulNBits", "QuickGelu",
-        "RotaryEmbedding", "SkipSimplifiedLayerNormalization"));
+        "FusedMatMul", "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "QuickGelu", "RotaryEmbedding",
+        "SkipSimplifiedLayerNormalization"));
     private static final int MODEL_GRAPH = 7;
     private static final int MODEL_TRAINING = 20;
     private static final int MODEL_FUNCTIONS = 25;
