@@ -47,7 +47,6 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        from jinja2 import TemplateError
 
         if len(source.encode("utf-8", "replace")) > MAX_TEMPLATE_BYTES:
             raise FormatError(f"the chat template is longer than {MAX_TEMPLATE_BYTES} bytes")
@@ -55,7 +54,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         try:
             self._template = _environment().from_string(source)
-        except (TemplateError, RecursionError, MemoryError) as error:
+        except Exception as error:  # jinja2's own, and what Python's compiler says of what jinja2 made
             raise FormatError(f"the chat template is not valid: {error}", hint="use --raw") from None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
@@ -92,7 +91,9 @@ class ChatTemplate:
             raise FlrcError(f"the chat template does what it must not: {error}", hint="use --raw") from None
         except TemplateError as error:
             raise UsageError(f"the chat template refuses the messages: {error}") from None
-        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except FlrcError:
+            raise
+        except Exception as error:  # whatever a stranger's program raises
             raise FlrcError(f"the chat template fails: {error}", hint="use --raw") from None
         return "".join(pieces)
 
