@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flrc_edge.layer_pass import layer_pass
+from flrc_edge.layer_pass import in_layer, layer_pass
 from flrc_edge.pass_journal import PassJournal
 from flrc_edge.progress import Progress, silent
 from flrc_edge.token_loss import Labels, NotFiniteError
@@ -100,9 +100,8 @@ def calibrate(
 
     @contextmanager
     def around(layer: int) -> Iterator[None]:
-        prefix = f"model.layers.{layer}."
         accumulators = [
-            _Accumulator(name, model.get_submodule(name)) for name in projections if name.startswith(prefix)
+            _Accumulator(name, model.get_submodule(name)) for name in in_layer(projections, layer)
         ]
         with ExitStack() as stack:
             for accumulator in accumulators:
@@ -113,7 +112,7 @@ def calibrate(
             moments[accumulator.name] = accumulator.moments(ids.numel(), len(ids))
 
     def holds(layer: int) -> bool:
-        return all(name in moments for name in projections if name.startswith(f"model.layers.{layer}."))
+        return all(name in moments for name in in_layer(projections, layer))
 
     loss = layer_pass(
         model,

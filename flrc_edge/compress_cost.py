@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flrc_edge.compress_trial import Trial
+from flrc_edge.factorization import largest_rank
 from flrc_edge.token_loss import HEAD_CHUNK
 from flrc_exporters.architectures import DecoderConfig
-from flrc_runtime.manifest import Storage, break_even
+from flrc_runtime.manifest import Storage
 
 # Python with torch and transformers; buffers of an entry of the logits; of a hidden and of an intermediate entry of a
 # token in one layer. Found on the peaks of SmolLM2-135M and the 1.5 B Qwen, phase by phase.
@@ -46,7 +47,7 @@ def compress_cost(
     shapes = [p.shape for p in config.projections()]
     layers, hidden, vocab = config.num_layers, config.hidden_size, config.vocab_size
     grams = 3 * sum(min(shape) ** 2 for shape in shapes)  # entries: energy, weighted energy, gradient
-    ranks = [min(shape) if storage == "pivoted" else break_even(shape) for shape in shapes]
+    ranks = [largest_rank(shape, storage) for shape in shapes]
     factors = sum(r * (m + n) for r, (m, n) in zip(ranks, shapes, strict=True))
     widest = max(n for _, n in shapes)
     logits = LOGIT_BYTES * HEAD_CHUNK * vocab

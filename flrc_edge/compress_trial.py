@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from flrc_edge.calibration import Moments, calibrate
-from flrc_edge.factorization import Factors, factorize
+from flrc_edge.factorization import Factors, factorize, largest_rank
 from flrc_edge.measured import measured_losses
 from flrc_edge.measurements import MEASURED_WINDOWS
 from flrc_edge.token_loss import HEAD_CHUNK, loss_gradient
 from flrc_exporters.architectures import DecoderConfig
-from flrc_runtime.manifest import Storage, break_even
+from flrc_runtime.manifest import Storage
 
 # A trial takes no longer for a large model: narrower layers and a smaller vocabulary, which cost a known part of it.
 TRIAL_VOCABULARY, TRIAL_SIDE = 65536, 1024
@@ -58,8 +58,8 @@ class Trial:
             window: Tokens of a calibration window.
             storage: Of factors.
         """
-        trial, layer = _narrower(config), _layer_shapes(config)
-        shapes = _layer_shapes(trial)
+        trial, layer = _narrower(config), config.layer_shapes()
+        shapes = trial.layer_shapes()
         smaller = _parameters(layer) / _parameters(shapes)
         generator = torch.Generator().manual_seed(0)
         model = _one_layer(trial)
@@ -115,11 +115,6 @@ def _narrower(config: DecoderConfig) -> DecoderConfig:
     )
 
 
-def _layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
-    projections = config.projections()
-    return {p.name: p.shape for p in projections[: len(projections) // config.num_layers]}
-
-
 def _parameters(shapes: Mapping[str, tuple[int, int]]) -> int:
     return sum(m * n for m, n in shapes.values())
 
@@ -143,7 +138,7 @@ def _one_layer(config: DecoderConfig) -> Any:
 
 def _random_factors(shape: tuple[int, int], storage: Storage, generator: torch.Generator) -> Factors:
     m, n = shape
-    rank = min(shape) if storage == "pivoted" else break_even(shape)
+    rank = largest_rank(shape, storage)
     u, v = torch.randn(m, rank, generator=generator), torch.randn(rank, n, generator=generator)
     return Factors(u, v, torch.zeros(min(shape), dtype=torch.float64), 1.0)
 

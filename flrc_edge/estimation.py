@@ -157,13 +157,11 @@ def largest_keep(fits: Callable[[float], bool], what: str) -> float:
 
 def _even_plan(config: DecoderConfig, keep: tuple[float, ...], storage: Storage) -> RankPlan:
     """Return even ranks, those of the first layer for all of them: layers have the same shapes."""
-    projections = config.projections()
-    shapes = {p.name: p.shape for p in projections[: len(projections) // config.num_layers]}
-    curves = allocation.uniform_curves(shapes, step=STEP, storage=storage)
+    curves = allocation.uniform_curves(config.layer_shapes(), step=STEP, storage=storage)
     first = allocation.allocate(curves, keep, allocator="uniform")
     plans = tuple(
         ProjectionPlan(p.name, p.shape, pattern.ranks, pattern.storage)
-        for p, pattern in zip(projections, first.projections * config.num_layers, strict=True)
+        for p, pattern in zip(config.projections(), first.projections * config.num_layers, strict=True)
     )
     return RankPlan("uniform", keep, plans)
 

@@ -89,7 +89,7 @@ def factorize(
         raise NumericalError(f"{name}: its gradient trace is not finite")
     w = weight.double()
     m, n = w.shape
-    rank = min(m, n) if storage == "pivoted" else break_even((m, n))
+    rank = largest_rank((m, n), storage)
     mean_gradient = moments.gradient_trace / m
     if method == "one-sided":
         left, right, spectrum = (_one_sided_wide if m <= n else _one_sided_tall)(w, moments.energy, rank)
@@ -104,6 +104,11 @@ def factorize(
     return Factors(
         (left / size).float().contiguous(), (right * size[:, None]).float().contiguous(), spectrum, scale
     )
+
+
+def largest_rank(shape: tuple[int, int], storage: Storage) -> int:
+    """Return the largest rank that a storage form can use: plain ones below break-even, pivoted ones the full one."""
+    return min(shape) if storage == "pivoted" else break_even(shape)
 
 
 def mixed_energy(moments: Moments) -> Tensor:

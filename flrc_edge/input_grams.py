@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flrc_edge.errors import NumericalError
-from flrc_edge.layer_pass import layer_pass
+from flrc_edge.layer_pass import in_layer, layer_pass
 from flrc_edge.pass_journal import PassJournal
 from flrc_edge.progress import Progress, silent
 
@@ -58,8 +58,7 @@ def weighted_grams(
 
     @contextmanager
     def around(layer: int) -> Iterator[None]:
-        names = [name for name in projections if name.startswith(f"model.layers.{layer}.")]
-        sums = {name: _Weighted(model.get_submodule(name)) for name in names}
+        sums = {name: _Weighted(model.get_submodule(name)) for name in in_layer(projections, layer)}
         with ExitStack() as stack:
             for name, total in sums.items():
                 stack.callback(model.get_submodule(name).register_forward_hook(total).remove)
@@ -70,7 +69,7 @@ def weighted_grams(
             grams[name] = total.gram / max(total.weight, tiny)
 
     def holds(layer: int) -> bool:
-        return all(name in grams for name in projections if name.startswith(f"model.layers.{layer}."))
+        return all(name in grams for name in in_layer(projections, layer))
 
     kept = None if journal is None else PassJournal(journal, sums={HEAD: head}, holds=holds)
     handle = model.lm_head.register_forward_pre_hook(add)

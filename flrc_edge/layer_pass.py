@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from io import BytesIO
 from typing import IO, Any
@@ -119,6 +119,11 @@ def _forward_and_head(
             gradients.append(last.grad)
         report(done)
     return PassState(len(arguments), loss, gradients)
+
+
+def in_layer(names: Iterable[str], layer: int) -> list[str]:
+    """Return those names of modules that lie in one decoder layer."""
+    return [name for name in names if name.startswith(f"model.layers.{layer}.")]
 
 
 def layer_arguments(model: Any, ids: Tensor) -> list[dict[str, Any]]:

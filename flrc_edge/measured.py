@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flrc_edge.errors import NumericalError
 from flrc_edge.factorization import Factors
-from flrc_edge.layer_pass import layer_pass
+from flrc_edge.layer_pass import in_layer, layer_pass
 from flrc_edge.pass_journal import PassJournal
 from flrc_edge.progress import Progress, silent
 
@@ -51,10 +51,9 @@ def measured_losses(
     @contextmanager
     def around(layer: int) -> Iterator[None]:
         with ExitStack() as stack:
-            for name, f in factors.items():
-                if name.startswith(f"model.layers.{layer}."):
-                    hook = _Measurement(f, sums[name])
-                    stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+            for name in in_layer(factors, layer):
+                hook = _Measurement(factors[name], sums[name])
+                stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
             yield
 
     kept = None if journal is None else PassJournal(journal, sums=sums)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from flrc_runtime.files import sync
 
 _log = logging.getLogger(__name__)
 
@@ -92,14 +93,9 @@ class PassJournal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(temporary)
             temporary.replace(self.path)
         except (SafetensorError, OSError) as error:
             self._broken = True
             _log.warning("this run could not be gone on with if it were interrupted: %s", error)
             temporary.unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Remove the state: the pass is complete and what it found is kept."""
-        self.path.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from flrc_edge.cache import locked
 from flrc_edge.calibration import Moments, Statistics
 from flrc_runtime.cache import cache_folder
 from flrc_runtime.errors import FlrcError
+from flrc_runtime.files import sync
 
 # Entries of each kind. SmolLM2-135M's statistics take 1.1 GB, its input moments 0.5 GB, losses 1 MB.
 KEPT = {"statistics": 3, "input-moments": 2, "losses": 24, "rounding": 24}
@@ -74,8 +75,7 @@ class TensorFolder(MutableMapping[str, T], Generic[T]):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(self._pack(value), self._path(name))
-            with self._path(name).open("rb") as file:
-                os.fsync(file.fileno())  # before the journal of the run says that it is there
+            sync(self._path(name))  # before the journal of the run says that it is there
             self._written.add(name)
         except (SafetensorError, OSError) as error:
             if not self.unwritten:
@@ -255,9 +255,8 @@ def _cached_folder(
             try:
                 found = _open(path, names, pack, unpack)
                 with suppress(OSError):
-                    os.utime(
-                        path
-                    )  # it is read from as long as this run lasts: the last to be removed by another
+                    # It is read from as long as this run lasts: the last to be removed by another.
+                    os.utime(path)
                 _log.info("%s taken from the cache", kind)
                 return found
             except UNREADABLE as error:
@@ -267,21 +266,18 @@ def _cached_folder(
         into.adopt()
         values, totals = compute(into, work / JOURNAL)
         try:
-            if into.unwritten:
-                values = dict(values)  # what is in files stays mapped after they are gone
-                shutil.rmtree(work, ignore_errors=True)
-                return values, totals
-            save_file({"": totals}, work / f"{TOTALS}{SUFFIX}")
-            (work / JOURNAL).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
-            work.replace(path)
-            _evict(path.parent, kind)
-            return _open(path, names, pack, unpack)
+            if not into.unwritten:
+                save_file({"": totals}, work / f"{TOTALS}{SUFFIX}")
+                (work / JOURNAL).unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)
+                work.replace(path)
+                _evict(path.parent, kind)
+                return _open(path, names, pack, unpack)
         except (SafetensorError, OSError) as error:
             _log.warning("the %s could not be cached: %s", kind, error)
-            values = dict(values)
-            shutil.rmtree(work, ignore_errors=True)
-            return values, totals
+        values = dict(values)  # what is in files stays mapped after they are gone
+        shutil.rmtree(work, ignore_errors=True)
+        return values, totals
 
 
 def _open(

@@ -256,6 +256,11 @@ class DecoderConfig:
             pad_token_id=next(iter(_tokens(config.get("pad_token_id"))), None),
         )
 
+    def layer_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return the shapes of the first layer's projections by name; those of all layers are alike."""
+        projections = self.projections()
+        return {p.name: p.shape for p in projections[: len(projections) // self.num_layers]}
+
     def projections(self) -> tuple[Projection, ...]:
         """Return every projection in the order of the model: q, k, v, o, gate, up, down of each layer."""
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim

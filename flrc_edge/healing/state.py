@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flrc_edge.errors import FlrcError, FormatError, UsageError
+from flrc_runtime.files import sync
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ class StateFile:
         try:
             text = json.dumps({**saved.record, "run": self._run}, allow_nan=False)
             save_file(saved.tensors, temporary, metadata={"record": text})
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(temporary)
             temporary.replace(self._path)
         except (SafetensorError, OSError) as error:
             raise FlrcError(

@@ -20,10 +20,8 @@ from .errors import FlrcError, FormatError, UsageError
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_OUTPUT_CHARS = 4 * 1024 * 1024
 MAX_STEPS = 1_000_000  # lines of compiled template; a chat of 1000 messages takes about 20,000
-MAX_SECONDS, LOOK_EVERY = (
-    5.0,
-    64,
-)  # a long chat takes hundredths of a second; steps between two looks at the clock
+MAX_SECONDS = 5.0  # a long chat takes hundredths of a second
+LOOK_EVERY = 64  # steps between two looks at the clock
 MAX_REPEAT = 1_000_000  # length of a product such as '-' * 40
 
 # Attributes and filters that pad to a given width: one call could fill the memory.

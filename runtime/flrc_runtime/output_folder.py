@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .cache import cache_folder
 from .errors import FlrcError, FormatError, UsageError
-from .files import read_json
+from .files import read_json, sync
 
 _log = logging.getLogger(__name__)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: fcntl.h, fs.h
@@ -170,14 +170,8 @@ def _remove_leftovers(place: Path) -> None:
 def _keep(folder: Path) -> None:
     """Write all files of a folder to the disk itself, so that no name is published before what it names."""
     for path in [*folder.iterdir(), folder]:
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except PermissionError:  # a folder, where the system does not open those
-            continue
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with suppress(PermissionError):  # a folder, where the system does not open those
+            sync(path)
 
 
 def _publish(work: Path, place: Path) -> None:
@@ -196,15 +190,7 @@ def _publish(work: Path, place: Path) -> None:
             raise
         shutil.rmtree(old, ignore_errors=True)
     with suppress(OSError):
-        _keep_names(place.parent)
-
-
-def _keep_names(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(place.parent)
 
 
 def _exchanged(one: Path, other: Path) -> bool:

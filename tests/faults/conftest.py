@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +16,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "tests" / "data" / "stories260k"
+SMALL = ("--stages", ".9,.8", "--boundaries", "8", "--window", "256", "--rank-step", "8")  # of compress
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import STORIES
-from tests.faults.test_kills import hashes
+from tests.faults.conftest import SMALL, STORIES, hashes
 
-COMPRESS = (
-    "--stages",
-    ".9,.8",
-    "--boundaries",
-    "8",
-    "--tokens",
-    "512",
-    "--window",
-    "256",
-    "--rank-step",
-    "8",
-)
+COMPRESS = (*SMALL, "--tokens", "512")
 
 
 def check_one_sentence(run: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import signal
 from pathlib import Path
@@ -10,24 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import STORIES
+from tests.faults.conftest import SMALL, STORIES, hashes
 
-COMPRESS = (
-    "--stages",
-    ".9,.8",
-    "--boundaries",
-    "8",
-    "--tokens",
-    "4096",
-    "--window",
-    "256",
-    "--rank-step",
-    "8",
-)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+COMPRESS = (*SMALL, "--tokens", "4096")
 
 
 def compress(zygote: Any, place: Path, **options: Any) -> Any:
