@@ -125,11 +125,11 @@ def test_every_stage_equals_torch(family: tuple[Any, Path], ids: torch.Tensor, o
         assert np.abs(open_stage(graph).forced(ids, 40) - wanted).max() <= bound
 
 
-def test_integer_graphs_hold_what_the_runtime_takes(family: tuple[Any, Path]) -> None:
+def test_integer_graphs_hold_what_the_runtime_takes(family: tuple[Any, Path], tmp_path: Path) -> None:
     """Operators of every family, which export compares with those that the runtime lets onnxruntime see."""
-    checkpoint, folder = family
+    checkpoint, _ = family
     for dtype in ("int4", "int8"):
-        export(checkpoint.folder, folder / dtype, dtype=dtype)
+        export(checkpoint.folder, tmp_path / dtype, dtype=dtype)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
