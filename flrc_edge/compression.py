@@ -21,6 +21,7 @@ from flrc_edge.integers import quantize_model, with_formats
 from flrc_edge.loss_curves import loss_curves
 from flrc_edge.measurements import calibration_windows, input_grams, measure, with_losses
 from flrc_edge.models import LoadedModel, open_model
+from flrc_edge.peak_memory import peak_memory, warn_if_scarce
 from flrc_edge.placement import placed, stored_chunks
 from flrc_edge.planning import factorize_all, plan_ranks, plan_sizes, search_plan
 from flrc_edge.portable_model import check_portable
@@ -93,6 +94,11 @@ def _compress(
             loaded = model
     if not isinstance(loaded.config, DecoderConfig):
         check_portable(loaded, settings)
+    else:
+        rounds = settings.dtype != "float"
+        warn_if_scarce(
+            peak_memory(loaded.config, window=settings.window, storage=settings.storage, integers=rounds)
+        )
     shapes = {p.name: p.shape for p in loaded.config.projections()}
     info = model_info(loaded.name, loaded.config)  # refuses early what no manifest could say
     check_room(target, _size_at_most(loaded, settings))

@@ -13,6 +13,7 @@ damped square root of ``C`` is inverted. Both need Gram matrices of the smaller 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
 from typing import Literal, get_args
 
@@ -77,7 +78,7 @@ def factorize(
         name: Used in error messages.
 
     Raises:
-        NumericalError: A statistic or the weight is not finite.
+        NumericalError: A statistic or the weight is not finite, or eigenvalues did not converge.
         UsageError: The method is unknown.
     """
     if method not in get_args(Method):
@@ -92,14 +93,21 @@ def factorize(
     rank = largest_rank((m, n), storage)
     mean_gradient = moments.gradient_trace / m
     if method == "one-sided":
-        left, right, spectrum = (_one_sided_wide if m <= n else _one_sided_tall)(w, moments.energy, rank)
+        one_sided = _one_sided_wide if m <= n else _one_sided_tall
+        solve = partial(one_sided, w, moments.energy, rank)
         scale = 0.5 * mean_gradient
     else:
         moments = replace(moments, energy=mixed_energy(moments))
         delta = damping * mean_gradient if mean_gradient > 0 else 1.0
-        solve = _two_sided_wide if m <= n else _two_sided_tall
-        left, right, spectrum = solve(w, moments, rank, delta)
+        two_sided = _two_sided_wide if m <= n else _two_sided_tall
+        solve = partial(two_sided, w, moments, rank, delta)
         scale = 0.5 if mean_gradient > 0 else 0.0  # without any gradient H is only the damping
+    try:
+        left, right, spectrum = solve()
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # torch does not list it
+        raise NumericalError(
+            f"{name}: the eigenvalues of its statistics did not converge", hint="calibrate on more tokens"
+        ) from error
     size = left.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
     return Factors(
         (left / size).float().contiguous(), (right * size[:, None]).float().contiguous(), spectrum, scale

@@ -88,6 +88,29 @@ class LazyGroup(click.Group):
             )
             click.echo(f"Hint: pip install 'flrc-edge[{_EXTRAS.get(error.name, 'all')}]'", err=True)
             ctx.exit(1)
+        except Exception as error:
+            if ctx.params.get("debug") or not _ran_out_of_memory(error):
+                raise
+            click.echo("Error: memory ran out, and the system gave no more", err=True)
+            click.echo(
+                "Hint: end other programs; flrc-edge estimate says what compressing takes, which a smaller --window "
+                "lowers, as a smaller --context does for decoding",
+                err=True,
+            )
+            ctx.exit(1)
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    """Tell an allocation that failed from a fault of ours: torch and onnxruntime have no type of their own for it."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error)
+        for words in (
+            "DefaultCPUAllocator",
+            "Cannot allocate memory",
+            "Failed to allocate memory",
+            "bad_alloc",
+        )
+    )
 
 
 @click.group(

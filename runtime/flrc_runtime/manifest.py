@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from .errors import FormatError, VerificationError
 from .files import check_name, read_json, resolve_inside, sha256_of, write_json
+from .genai_file import GENAI_FILE, check_genai_file
 from .graph_file import check_graph_file
 from .typed_json import build
 
@@ -445,7 +446,8 @@ def verify(folder: Path, kind: Kind | None = None) -> Manifest:
     """Read the manifest, compare the SHA-256 of every file and look into the graphs of a bundle.
 
     Raises:
-        VerificationError: A file is missing, has another size or hash, or is not listed.
+        VerificationError: A file is missing, has another size or hash, or is not listed; ``genai_config.json`` says
+            otherwise of the model than the manifest.
         FormatError: The manifest is damaged, or a graph holds what ``export`` does not write.
     """
     manifest = read(folder, kind)
@@ -460,6 +462,8 @@ def verify(folder: Path, kind: Kind | None = None) -> Manifest:
     if manifest.kind == "bundle":
         for stage in manifest.stages:
             check_graph_file(resolve_inside(folder, stage.graph), manifest.weight_sizes())
+        if GENAI_FILE in manifest.files:
+            check_genai_file(folder, manifest)
     return manifest
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from flrc_exporters.bundle import export
+from flrc_runtime.manifest import SCHEMA_VERSION
 from tests.android.vectors import GREEDY, ask, check_answers, forced
+from tests.golden.make import HERE, IDS, KINDS, STAGES
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8", "int4"])
@@ -103,3 +105,10 @@ def test_three_stages_take_the_memory_of_one(host: Any, real_cache: Path, tmp_pa
         peaks.append(host.peak_bytes())
     print(f"peak resident bytes: {peaks}")
     assert peaks[1] <= 1.3 * peaks[0], peaks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_golden_bundles(java_decoder: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+    bundle = HERE / f"schema_{SCHEMA_VERSION}" / kind / "bundle"
+    found, wanted = forced(java_decoder, bundle, IDS, STAGES, tmp_path)
+    assert np.linalg.norm(found - wanted) <= 1e-5 * np.linalg.norm(wanted)

@@ -48,6 +48,7 @@ class Zygote:
         signal: int = 9,
         fail: int | None = None,
         watched: Path | None = None,
+        room: int | None = None,
     ) -> Run:
         request: dict[str, Any] = {
             "arguments": [str(a) for a in arguments],
@@ -57,6 +58,7 @@ class Zygote:
             "delay": delay,
             "signal": signal,
             "fail": fail,
+            "room": room,
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import sys
 import threading
 import time
@@ -35,6 +37,8 @@ torch.set_num_threads(1)
 def child(request: dict[str, Any], out: Path) -> int:
     """Run the command line; what it logs goes to the file."""
     os.environ["FLRC_EDGE_CACHE"] = request["cache"]
+    if request["room"] is not None:
+        limit_memory(request["room"])
     with out.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -45,6 +49,13 @@ def child(request: dict[str, Any], out: Path) -> int:
     sys.stdout.flush()
     out.with_suffix(".operations").write_text(str(injection.count))
     return code
+
+
+def limit_memory(room: int) -> None:
+    """Let this process map at most ``room`` bytes more than it has."""
+    kilobytes = re.search(r"VmSize:\s*(\d+)", Path("/proc/self/status").read_text())
+    assert kilobytes is not None
+    resource.setrlimit(resource.RLIMIT_AS, (1024 * int(kilobytes[1]) + room,) * 2)
 
 
 def kill(pid: int, number: int) -> None:

@@ -257,6 +257,18 @@ def test_not_finite(where: str, value: float) -> None:
         factorize(weight, moments, name="a.b")
 
 
+@pytest.mark.parametrize("method", ["one-sided", "two-sided"])
+def test_eigenvalues_that_do_not_converge(monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
+    def fails(*_: object) -> None:
+        raise torch.linalg.LinAlgError("did not converge")  # type: ignore[attr-defined]
+
+    weight = torch.randn(8, 12)
+    moments = moments_of(8, 12, torch.randn(50, 12), torch.randn(50, 8), weight)
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    with pytest.raises(NumericalError, match=r"^a\.b: the eigenvalues of its statistics did not converge"):
+        factorize(weight, moments, name="a.b", method=method)
+
+
 def test_gradient_trace_not_finite() -> None:
     weight = torch.randn(8, 12)
     moments = moments_of(8, 12, torch.randn(50, 12), torch.randn(50, 8), weight)

@@ -1,11 +1,14 @@
 """Opening a bundle: what is damaged is refused in one sentence."""
 
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from flrc_runtime import FlrcError, FormatError, UsageError, VerificationError, load, manifest
+from flrc_runtime import FlrcError, FormatError, UsageError, VerificationError, generate, load, manifest
 
 
 def damage(folder: Path, name: str, content: bytes) -> None:
@@ -98,3 +101,25 @@ def test_not_a_bundle(tmp_path: Path) -> None:
 def test_impossible_arguments(bundle, arguments: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         load(bundle.folder, **arguments)
+
+
+@pytest.mark.parametrize("change", ["deleted", "replaced"])
+def test_a_bundle_that_changes_while_it_is_open(copied: Path, change: str) -> None:
+    """What is mapped stays: a deleted folder, or one that another export took the place of, answers as before."""
+    if sys.platform == "win32":
+        pytest.skip("open files cannot be removed on Windows")
+    whole = load(copied, threads=1)
+    wanted = whole.logits(range(3, 40), stages=[0] * 20 + [1] * 17)
+    opened = load(copied, threads=1)
+    opened.logits([3], stages=1)
+    if change == "deleted":
+        shutil.rmtree(copied)
+    else:
+        other = copied.with_name("other")
+        copied.rename(other)
+        copied.mkdir()
+        for path in other.iterdir():
+            (copied / path.name).write_bytes(bytes(path.stat().st_size))
+        shutil.rmtree(other)
+    assert np.array_equal(opened.logits(range(3, 40), stages=[0] * 20 + [1] * 17), wanted)
+    assert len(generate(opened, "Once", max_tokens=20, chat=False).token_ids) == 20

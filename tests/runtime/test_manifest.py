@@ -359,3 +359,31 @@ def test_a_pipe_instead_of_the_manifest(folder: Path) -> None:
 def test_a_plan_without_projections() -> None:
     with pytest.raises(FormatError, match="empty"):
         RankPlan("spectrum", (0.9,), ())
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ((), "model", []),
+        (("model",), "vocab_size", 511),
+        (("model",), "context_length", None),
+        (("model",), "decoder", "stage_0.onnx"),
+        (("model", "decoder"), "num_hidden_layers", 6),
+        (("model", "decoder"), "num_key_value_heads", 8),
+        (("model", "decoder"), "num_attention_heads", 4),
+        (("model", "decoder"), "head_size", "8"),
+        (("model", "decoder"), "hidden_size", 128),
+        (("model", "decoder"), "filename", "../other.onnx"),
+    ],
+)
+def test_a_genai_file_that_disagrees(copied: Path, part: tuple[str, ...], field: str, value: Any) -> None:
+    path = copied / "genai_config.json"
+    raw = json.loads(path.read_text())
+    place = raw
+    for name in part:
+        place = place[name]
+    place[field] = value
+    path.write_text(json.dumps(raw))
+    seal(copied, manifest.parse(copied))  # as a hostile writer would: every checksum is right
+    with pytest.raises(VerificationError, match=r"copy: genai_config\.json (says|names) "):
+        manifest.verify(copied)
