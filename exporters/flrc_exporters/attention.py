@@ -1,7 +1,7 @@
 """Rotary attention over an in-place cache, fused by GroupQueryAttention.
 
-Another form of the graph replaces :class:`GroupQueryAttention` and leaves the rest as it is. Shapes: B batch,
-S new tokens, H hidden, nh heads, kv key-value heads, hd head size.
+Another form of the graph replaces :class:`GroupQueryAttention` and :class:`FusedSteps` and leaves the rest as it is.
+Shapes: B batch, S new tokens, H hidden, nh heads, kv key-value heads, hd head size.
 """
 
 from __future__ import annotations
@@ -48,12 +48,14 @@ class RotaryCache(nn.Module):
 class GroupQueryAttention(nn.Module):
     """Rotary attention over the in-place cache, fused in one node: the fused form's attention."""
 
+    takes_packed = True  # queries, keys and values may come in one tensor
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__("")
         self.config, self.layer = config, layer
 
     def forward(
-        self, op: Any, qkv: Sequence[ir.Value], cache: tuple[ir.Value, ir.Value], step: Step
+        self, op: Any, qkv: Sequence[ir.Value], cache: tuple[ir.Value, ir.Value], step: Any
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Attend.
 
@@ -61,7 +63,7 @@ class GroupQueryAttention(nn.Module):
             op: The builder.
             qkv: Queries, keys and values ``[B, S, heads · hd]``, or the three packed in one.
             cache: Past keys and values ``[B, kv, past, hd]``.
-            step: Lengths and rotary caches.
+            step: What the form's steps made.
 
         Returns:
             Output ``[B, S, nh · hd]``, present keys, present values.
@@ -102,6 +104,7 @@ class Attention(nn.Module):
         *,
         accuracy_level: AccuracyLevel,
         core: type[GroupQueryAttention],
+        norm: type[Norm],
     ) -> None:
         super().__init__("self_attn")
         prefix = f"model.layers.{layer}.self_attn"
@@ -111,18 +114,18 @@ class Attention(nn.Module):
             stage,
             accuracy_level=accuracy_level,
             bias=config.qkv_bias,
-            packed=not config.qk_norm and fuses_rotary(config),
+            packed=core.takes_packed and not config.qk_norm and fuses_rotary(config),
         )
         self.o_proj = LinearGroup(
             groups[f"{prefix}.o_proj"], stage, accuracy_level=accuracy_level, bias=config.o_bias
         )
         if config.qk_norm:
-            self.q_norm = Norm("q_norm", config.head_dim, eps=config.norm_eps)
-            self.k_norm = Norm("k_norm", config.head_dim, eps=config.norm_eps)
+            self.q_norm = norm("q_norm", config.head_dim, eps=config.norm_eps)
+            self.k_norm = norm("k_norm", config.head_dim, eps=config.norm_eps)
         self.core = core(config, layer)
 
     def forward(
-        self, op: Any, x: ir.Value, cache: tuple[ir.Value, ir.Value], step: Step
+        self, op: Any, x: ir.Value, cache: tuple[ir.Value, ir.Value], step: Any
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return the output ``[B, S, H]`` and the present keys and values."""
         qkv = self.qkv_proj(op, x)
@@ -146,18 +149,6 @@ def fuses_rotary(config: DecoderConfig) -> bool:
     return config.head_dim % 16 == 0
 
 
-class PastLength(nn.Module):
-    """Position of the first new token, for rotary embeddings outside the attention."""
-
-    def __init__(self) -> None:
-        super().__init__("past_length")
-
-    def forward(self, op: Any, input_ids: ir.Value, mask: ir.Value) -> ir.Value:
-        """Return ``[1] int64``."""
-        length: ir.Value = op.Sub(op.Shape(mask, start=1, end=2), op.Shape(input_ids, start=1, end=2))
-        return length
-
-
 class SequenceLengths(nn.Module):
     """Lengths from ``attention_mask: [B, total] int64``, once for all layers, as in onnxruntime-genai."""
 
@@ -169,3 +160,28 @@ class SequenceLengths(nn.Module):
         last = op.Sub(op.ReduceSum(mask, [1], keepdims=0), [1])
         total = op.Gather(op.Shape(mask), 1)
         return op.Cast(last, to=ir.DataType.INT32), op.Cast(total, to=ir.DataType.INT32)
+
+
+class FusedSteps(nn.Module):
+    """What :class:`GroupQueryAttention` needs to know of a step, from ``attention_mask`` alone."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__("")
+        self.config = config
+        ropes = config.rope_kinds()
+        self.rope_of_layer = [ropes.index(layer.rope) for layer in config.layers]
+
+    def forward(
+        self,
+        op: Any,
+        input_ids: ir.Value,
+        where: Sequence[ir.Value],
+        rotary: Sequence[tuple[ir.Value, ir.Value]],
+    ) -> Any:
+        """Return a :class:`Step`; ``where`` is the mask ``[B, total]``, ``rotary`` one pair of caches a kind of layer."""
+        (mask,) = where
+        seqlens_k, total_length = SequenceLengths()(op, mask)
+        past_length = None
+        if not fuses_rotary(self.config):
+            past_length = op.Sub(op.Shape(mask, start=1, end=2), op.Shape(input_ids, start=1, end=2))
+        return Step(seqlens_k, total_length, [rotary[i] for i in self.rope_of_layer], past_length)

@@ -1,4 +1,4 @@
-"""The decoder, one description for every family and stage, built as ``onnxscript.nn`` modules (fused form).
+"""The decoder, one description for every family, stage and form of graph, built as ``onnxscript.nn`` modules.
 
 Parameters carry names and shapes only; ``stages.py`` points them into ``weights.bin``. Shapes in comments:
 B batch, S new tokens, H hidden, nh heads, kv key-value heads, hd head size.
@@ -7,27 +7,18 @@ B batch, S new tokens, H hidden, nh heads, kv key-value heads, hd head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 from onnxscript import nn
 
 from .architectures import DecoderConfig
-from .attention import (
-    Attention,
-    GroupQueryAttention,
-    PastLength,
-    RotaryCache,
-    SequenceLengths,
-    Step,
-    fuses_rotary,
-)
+from .attention import Attention, FusedSteps, GroupQueryAttention, RotaryCache
 from .layout import GroupLayout
 from .lowrank import MICROSOFT, Linear, LinearGroup
 from .norm import Norm
 from .number_format import AccuracyLevel, Formats, NumberFormat
-
-LAST = 2**63 - 1  # the end of any axis, for Slice
 
 
 class Embedding(nn.Module):
@@ -104,12 +95,28 @@ class GatedMLP(nn.Module):
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
         """Return ``[B, S, H]``."""
         gate, up = self.gate_up_proj(op, x)
-        if self.activation == "silu":
-            gate = op.QuickGelu(gate, alpha=1.0, _domain=MICROSOFT, _version=1)  # x · sigmoid(x)
-        else:
-            gate = op.Gelu(gate, approximate="tanh")
+        gate = self.silu(op, gate) if self.activation == "silu" else op.Gelu(gate, approximate="tanh")
         down: list[ir.Value] = self.down_proj(op, op.Mul(gate, up))
         return down[0]
+
+    def silu(self, op: Any, x: ir.Value) -> ir.Value:
+        """Return ``x · sigmoid(x)``."""
+        y: ir.Value = op.QuickGelu(x, alpha=1.0, _domain=MICROSOFT, _version=1)
+        return y
+
+
+@dataclass(frozen=True)
+class Form:
+    """The modules in which the forms of a graph differ: the fused form's here, fixed shapes in static_form.py."""
+
+    norm: type[Norm] = Norm
+    attention: type[GroupQueryAttention] = GroupQueryAttention
+    mlp: type[GatedMLP] = GatedMLP
+    tied_head: type[TiedHead] = TiedHead
+    steps: type[FusedSteps] = FusedSteps
+
+
+FUSED = Form()
 
 
 class Layer(nn.Module):
@@ -123,17 +130,19 @@ class Layer(nn.Module):
         stage: int,
         *,
         accuracy_level: AccuracyLevel,
-        core: type[GroupQueryAttention],
+        form: Form,
     ) -> None:
         super().__init__(f"layers.{layer}")
-        h, eps = config.hidden_size, config.norm_eps
+        h, eps, norm = config.hidden_size, config.norm_eps, form.norm
         four = config.norms_per_block == 4
-        self.input_layernorm = Norm("input_layernorm", h, eps=eps)
-        self.self_attn = Attention(config, layer, groups, stage, accuracy_level=accuracy_level, core=core)
-        self.attn_post = Norm("post_attention_layernorm", h, eps=eps) if four else None
-        self.mlp_pre = Norm("pre_feedforward_layernorm" if four else "post_attention_layernorm", h, eps=eps)
-        self.mlp = GatedMLP(config, layer, groups, stage, accuracy_level=accuracy_level)
-        self.mlp_post = Norm("post_feedforward_layernorm", h, eps=eps) if four else None
+        self.input_layernorm = norm("input_layernorm", h, eps=eps)
+        self.self_attn = Attention(
+            config, layer, groups, stage, accuracy_level=accuracy_level, core=form.attention, norm=norm
+        )
+        self.attn_post = norm("post_attention_layernorm", h, eps=eps) if four else None
+        self.mlp_pre = norm("pre_feedforward_layernorm" if four else "post_attention_layernorm", h, eps=eps)
+        self.mlp = form.mlp(config, layer, groups, stage, accuracy_level=accuracy_level)
+        self.mlp_post = norm("post_feedforward_layernorm", h, eps=eps) if four else None
 
     def forward(
         self,
@@ -141,7 +150,7 @@ class Layer(nn.Module):
         x: ir.Value,
         residual: ir.Value | None,
         cache: tuple[ir.Value, ir.Value],
-        step: Step,
+        step: Any,
     ) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
         """Return what is to be added, what it is to be added to, and the present keys and values."""
         x, residual = self.input_layernorm(op, x, residual)
@@ -164,7 +173,7 @@ class Decoder(nn.Module):
         stage: The stage.
         formats: Number formats.
         context: Positions the rotary caches hold.
-        core: The attention of the wanted graph form.
+        form: Of the graph.
     """
 
     def __init__(
@@ -175,45 +184,51 @@ class Decoder(nn.Module):
         stage: int,
         formats: Formats,
         context: int,
-        core: type[GroupQueryAttention] = GroupQueryAttention,
+        form: Form = FUSED,
     ) -> None:
         super().__init__("model")
         ropes = config.rope_kinds()
         self.config = config
         self.embed_tokens = Embedding(config, number_format=formats.embedding)
         self.rotary = [RotaryCache(i, context, config.head_dim) for i in range(len(ropes))]
-        self.rope_of_layer = [ropes.index(layer.rope) for layer in config.layers]
         self.blocks = [
-            Layer(config, i, groups, stage, accuracy_level=formats.accuracy_level, core=core)
+            Layer(config, i, groups, stage, accuracy_level=formats.accuracy_level, form=form)
             for i in range(config.num_layers)
         ]
-        self.norm = Norm("norm", config.hidden_size, eps=config.norm_eps)
+        self.norm = form.norm("norm", config.hidden_size, eps=config.norm_eps)
+        self.steps = form.steps(config)
 
     def forward(
         self,
         op: Any,
         input_ids: ir.Value,
-        attention_mask: ir.Value,
-        logits_start: ir.Value,
+        where: Sequence[ir.Value],
         caches: Sequence[tuple[ir.Value, ir.Value]],
     ) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:
-        """Return the normalized hidden states that become logits, and every layer's present keys and values."""
+        """Run all layers.
+
+        Args:
+            op: The builder.
+            input_ids: ``[B, S]``.
+            where: Inputs that say where these tokens are in the sequence, as ``form.steps`` takes them.
+            caches: Keys and values of every layer.
+
+        Returns:
+            Normalized hidden states ``[B, S, H]``, and every layer's keys and values to keep.
+        """
         rotary = [cache(op) for cache in self.rotary]
-        seqlens_k, total_length = SequenceLengths()(op, attention_mask)
-        past_length = None if fuses_rotary(self.config) else PastLength()(op, input_ids, attention_mask)
-        step = Step(seqlens_k, total_length, [rotary[i] for i in self.rope_of_layer], past_length)
+        step = self.steps(op, input_ids, where, rotary)
         x, residual = self.embed_tokens(op, input_ids), None
         present = []
         for block, cache in zip(self.blocks, caches, strict=True):
             x, residual, key, value = block(op, x, residual, cache, step)
             present.append((key, value))
         x, _ = self.norm(op, x, residual)
-        # (B, S', H): of a prompt, only the last position needs the head
-        return op.Slice(x, logits_start, [LAST], [1]), present
+        return x, present
 
 
-def make_head(config: DecoderConfig, number_format: NumberFormat) -> nn.Module:
+def make_head(config: DecoderConfig, number_format: NumberFormat, form: Form = FUSED) -> nn.Module:
     """Return the module that turns hidden states into logits."""
     if config.tied_embedding and not number_format.quantized:
-        return TiedHead(config)
+        return form.tied_head(config)
     return Linear("lm_head", (config.vocab_size, config.hidden_size), number_format=number_format)

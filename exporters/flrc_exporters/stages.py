@@ -18,6 +18,7 @@ from .number_format import Formats
 from .weight_table import FILE_NAME, Stored
 
 OPSET, IR_VERSION = 21, 10
+LAST = 2**63 - 1  # the end of any axis, for Slice
 EVERY_POSITION = -(2**31)  # as a start: before any first position
 _TYPES = {"float32": ir.DataType.FLOAT, "uint8": ir.DataType.UINT8, "int64": ir.DataType.INT64}
 
@@ -61,8 +62,9 @@ def build_stage(
     ]
     decoder = Decoder(config, groups, stage=stage, formats=formats, context=context)
     head: nn.Module = make_head(config, formats.embedding)
-    hidden, present = decoder(builder.op, ids, mask, start, caches)
-    logits = head(builder.op, hidden)
+    hidden, present = decoder(builder.op, ids, [mask], caches)
+    # [B, S', H]: of a prompt, only the last position needs the head
+    logits = head(builder.op, builder.op.Slice(hidden, start, [LAST], [1]))
     _output(builder, logits, "logits", ["batch_size", "logits_length", config.vocab_size])
     for i, (key, value) in enumerate(present):
         _output(builder, key, f"present.{i}.key", ["batch_size", *now])
