@@ -178,7 +178,14 @@ class FusedSteps(nn.Module):
         where: Sequence[ir.Value],
         rotary: Sequence[tuple[ir.Value, ir.Value]],
     ) -> Any:
-        """Return a :class:`Step`; ``where`` is the mask ``[B, total]``, ``rotary`` one pair of caches a kind of layer."""
+        """Return a :class:`Step`.
+
+        Args:
+            op: The builder.
+            input_ids: ``[B, S]``.
+            where: The mask ``[B, total]``.
+            rotary: Cosines and sines, one pair a kind of layer.
+        """
         (mask,) = where
         seqlens_k, total_length = SequenceLengths()(op, mask)
         past_length = None

@@ -12,8 +12,9 @@ from typing import Any
 from flrc_runtime import manifest as manifests
 from flrc_runtime.errors import FormatError, UsageError
 from flrc_runtime.files import read_json, resolve_inside, write_json
+from flrc_runtime.genai_file import GENAI_FILE
 from flrc_runtime.graph_file import check_graph_file
-from flrc_runtime.manifest import Manifest, RankPlan, StageInfo
+from flrc_runtime.manifest import Manifest, RankPlan, StageInfo, prefill_graph
 from flrc_runtime.model_card import write_card
 from flrc_runtime.output_folder import check_output_folder, check_room, published_folder
 from flrc_runtime.tokenizer import read_template
@@ -23,14 +24,16 @@ from .chat_frames import write_frames
 from .genai import eos_tokens, genai_config
 from .layout import group_layouts
 from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat, rounded_plan
-from .parity import check_graph, check_values
+from .parity import check_graph, check_static_graph, check_values
 from .sizes import bytes_read
 from .source import CheckpointTensors
 from .stages import attach_weights, build_stage, save_stage, stage_file
+from .static_stages import build_static_stage
 from .versions import export_versions
-from .weight_table import FILE_NAME, Matrix, Recipe, placed, recipes
+from .weight_table import FILE_NAME, Matrix, Recipe, Stored, placed, recipes
 from .weights import WeightFile
 
+STATIC_CONTEXT = 1024  # positions of a static bundle, if not asked for others
 _COPIED = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ def export(
     head: Dtype | None = None,
     context: int | None = None,
     accuracy_level: AccuracyLevel = 4,
+    prefill: int | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Manifest:
@@ -56,8 +60,12 @@ def export(
             blocks (no row is padded: NumberFormat.fitted); integers are rounded to nearest.
             A checkpoint of integers is laid out as it is.
         head: Number format of embedding and head, or None for the one of ``dtype``.
-        context: Positions (tokens) a conversation may have, or None for the model's own, at most 4096.
+        context: Positions (tokens) a conversation may have, or None for the model's own, at most 4096 (with ``prefill``
+            1024, since every step looks at all of them).
         accuracy_level: 4: integer kernels round activations to int8, 2-3 times faster; 0 or 1: they do not.
+        prefill: Write a static bundle: graphs of standard operators and fixed shapes, for accelerators, one for a token
+            and one for so many tokens of a prompt (static_form.py); None: the fused graphs of onnxruntime. A static
+            bundle's numbers are fp32 if not asked otherwise, as are its embedding and head.
         overwrite: Replace an earlier bundle.
         progress: Called with what is being done, steps done and steps in all.
 
@@ -78,9 +86,14 @@ def export(
     if not isinstance(raw, dict):
         raise FormatError(f"{checkpoint.name}/config.json is not an object")
     config = DecoderConfig.from_hf(raw)
-    positions = _context(context, config)
+    static = prefill is not None
+    positions = _context(context, config, most=STATIC_CONTEXT if static else None)
+    if prefill is not None and not 2 <= prefill <= positions:
+        raise UsageError(f"prefill {prefill} must lie between 2 and the {positions} tokens of the context")
     source = CheckpointTensors(checkpoint)
     _check_plan(written, config, source)
+    if static and not written.plan.embedding:
+        dtype, head = dtype or "fp32", head or "fp32"
     chosen, plan = _formats(written, dtype, head)
     formats = Formats(NumberFormat.named(plan.embedding, accuracy_level), accuracy_level)
     groups = group_layouts(config, plan)
@@ -96,11 +109,18 @@ def export(
         weights.write_rotary(config, positions)
         stages, log_progress = [], report("stages")
         for stage in range(written.plan.num_stages):
-            model = build_stage(config, groups, stage=stage, formats=formats, context=positions)
-            used = attach_weights(model, weights.table, folder)
-            save_stage(model, folder / stage_file(stage))
-            check_graph(folder / stage_file(stage), config, context=positions)
-            check_graph_file(folder / stage_file(stage), {FILE_NAME: weights.path.stat().st_size})
+            if prefill is None:
+                model = build_stage(config, groups, stage=stage, formats=formats, context=positions)
+                used = _write_graph(folder / stage_file(stage), model, weights)
+                check_graph(folder / stage_file(stage), config, context=positions)
+            else:
+                for count in (prefill, 1):
+                    model = build_static_stage(
+                        config, groups, stage=stage, formats=formats, window=positions, count=count
+                    )
+                    name = stage_file(stage) if count == 1 else prefill_graph(stage_file(stage))
+                    used = _write_graph(folder / name, model, weights)
+                    check_static_graph(folder / name)
             size = bytes_read(used, config.vocab_size)
             stages.append(StageInfo(stage_file(stage), round(written.plan.kept(stage), 6), size))
             if log_progress is not None:
@@ -109,14 +129,15 @@ def export(
         _log_errors(errors, wanted)
         generation = _copy_files(checkpoint, folder)
         write_frames(folder, read_template(folder))
-        write_json(
-            folder / "genai_config.json",
-            genai_config(config, generation, context=positions, graph=stage_file(0)),
-        )
+        if not static:
+            write_json(
+                folder / GENAI_FILE,
+                genai_config(config, generation, context=positions, graph=stage_file(0)),
+            )
         eos = eos_tokens(config, generation)
         content = replace(
             written,
-            kind="bundle",
+            kind="static" if static else "bundle",
             dtype=chosen,
             plan=plan,
             model=replace(written.model, context_length=positions, eos_token_ids=eos),
@@ -141,9 +162,17 @@ def _formats(written: Manifest, dtype: Dtype | None, head: Dtype | None) -> tupl
     return dtype or "int4", rounded_plan(written.plan, chosen, embedding=embedding)
 
 
-def _context(asked: int | None, config: DecoderConfig) -> int:
+def _write_graph(path: Path, model: Any, weights: WeightFile) -> list[Stored]:
+    """Write a graph that reads the weight file; return the tensors it reads."""
+    used = attach_weights(model, weights.table, path.parent)
+    save_stage(model, path)
+    check_graph_file(path, {FILE_NAME: weights.path.stat().st_size})
+    return used
+
+
+def _context(asked: int | None, config: DecoderConfig, *, most: int | None) -> int:
     if asked is None:
-        return config.export_context()
+        return config.export_context() if most is None else min(config.export_context(), most)
     if not 2 <= asked <= config.context_length:
         raise UsageError(f"context {asked} must lie between 2 and the model's {config.context_length} tokens")
     return asked

@@ -64,6 +64,7 @@ class TiedHead(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__("lm_head")
+        self.config = config
         self.weight = nn.Parameter([config.vocab_size, config.hidden_size])
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:

@@ -131,6 +131,27 @@ def check_graph(path: Path, config: DecoderConfig, *, context: int) -> None:
         raise NumericalError(f"{path.name} gives logits that are not finite")
 
 
+def check_static_graph(path: Path) -> None:
+    """Load a graph of fixed shapes in onnxruntime and run it on token 0 at position 0.
+
+    Raises:
+        NumericalError: A logit is not finite.
+        VerificationError: onnxruntime does not load or run the graph.
+    """
+    kinds = {"tensor(int32)": np.int32, "tensor(float)": np.float32}
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        feeds = {node.name: np.zeros(node.shape, kinds[node.type]) for node in session.get_inputs()}
+        (logits,) = session.run(["logits"], feeds)
+    except Exception as error:  # onnxruntime raises its own classes, which share no public base
+        raise VerificationError(f"onnxruntime cannot run {path.name}: {error}") from error
+    if not np.isfinite(logits).all():
+        raise NumericalError(f"{path.name} gives logits that are not finite")
+
+
 def _feeds(
     config: DecoderConfig, ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]], past: list[Float]
 ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:

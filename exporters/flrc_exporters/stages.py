@@ -65,11 +65,11 @@ def build_stage(
     hidden, present = decoder(builder.op, ids, [mask], caches)
     # [B, S', H]: of a prompt, only the last position needs the head
     logits = head(builder.op, builder.op.Slice(hidden, start, [LAST], [1]))
-    _output(builder, logits, "logits", ["batch_size", "logits_length", config.vocab_size])
+    add_output(builder, logits, "logits", ["batch_size", "logits_length", config.vocab_size])
     for i, (key, value) in enumerate(present):
-        _output(builder, key, f"present.{i}.key", ["batch_size", *now])
-        _output(builder, value, f"present.{i}.value", ["batch_size", *now])
-    _name_nodes(graph)
+        add_output(builder, key, f"present.{i}.key", ["batch_size", *now])
+        add_output(builder, value, f"present.{i}.value", ["batch_size", *now])
+    name_nodes(graph)
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="flrc-edge")
 
 
@@ -114,13 +114,14 @@ def save_stage(model: ir.Model, path: Path) -> None:
     onnx.checker.check_model(str(path))
 
 
-def _output(builder: GraphBuilder, value: ir.Value, name: str, shape: list[int | str]) -> None:
+def add_output(builder: GraphBuilder, value: ir.Value, name: str, shape: list[int | str]) -> None:
+    """Make a float32 value an output of the graph."""
     value.type = ir.TensorType(ir.DataType.FLOAT)
     value.shape = ir.Shape(shape)
     builder.add_output(value, name)
 
 
-def _name_nodes(graph: ir.Graph) -> None:
+def name_nodes(graph: ir.Graph) -> None:
     """Name nodes by their place in the module tree: ``/model/layers.3/mlp/down_proj/V/MatMul``."""
     counts: dict[str, int] = {}
     outputs = set(graph.outputs)

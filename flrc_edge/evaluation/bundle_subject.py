@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flrc_edge.evaluation.subject import Facts, ReadPrompt, load_tokenizer
 from flrc_runtime import Model, load
-from flrc_runtime.decoder import Decoder, default_chunk
+from flrc_runtime.any_decoder import AnyDecoder
+from flrc_runtime.decoder import default_chunk
 from flrc_runtime.manifest import Manifest
 
 
@@ -47,7 +48,7 @@ class BundleSubject:
 class _BundlePrompt:
     """A prompt in the runtime's KV cache."""
 
-    def __init__(self, decoder: Decoder, prompt: Sequence[int], stage: int, *, chunk: int) -> None:
+    def __init__(self, decoder: AnyDecoder, prompt: Sequence[int], stage: int, *, chunk: int) -> None:
         self._decoder = decoder
         self._chunk = chunk
         self.logits: Tensor = torch.from_numpy(decoder.prefill(list(prompt), stage))

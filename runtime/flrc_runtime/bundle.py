@@ -16,6 +16,7 @@ from .packing import pack as pack_bundle
 from .policy import checked_stage
 from .sessions import StageSessions
 from .tokenizer import Tokenizer
+from .window_decoder import WindowSessions
 
 DEFAULT_CONTEXT = 2048
 CPU = "CPUExecutionProvider"
@@ -86,14 +87,13 @@ def load(
         checked_stage(stage, len(opened.graphs))
     tokenizer = Tokenizer.from_folder(opened.folder)
     packed, obstacle = None, None
-    if pack and tuple(providers) == (CPU,):
+    if pack and tuple(providers) == (CPU,) and opened.manifest.kind == "bundle":
         try:
             packed = pack_bundle(opened.folder, opened.manifest, progress=progress)
         except FlrcError as error:
             obstacle = error
-    sessions = StageSessions(
-        opened.folder, opened.manifest, threads=threads, providers=providers, packed=packed
-    )
+    kind = WindowSessions if opened.manifest.kind == "static" else StageSessions
+    sessions = kind(opened.folder, opened.manifest, threads=threads, providers=providers, packed=packed)
     for stage in wanted:
         sessions.get(stage)
     if obstacle is not None:  # a damaged bundle was refused above, in better words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from .decoder import Decoder
+from .any_decoder import AnyDecoder
 from .engine import DEFAULT_MAX_TOKENS, GREEDY, Model, Request, Token, checked_request, decode
 from .errors import EmptyPromptError, UsageError
 from .policy import Policy
@@ -37,7 +37,7 @@ class Conversation:
         check_turns(messages)
         self._model = model
         self._messages = [dict(m) for m in messages]
-        self._decoder: Decoder | None = None
+        self._decoder: AnyDecoder | None = None
         self._ids: list[int] = []  # of the cache's positions, and perhaps one more
         self._answer: Generator[Token, None, None] | None = None
         self.reused = 0

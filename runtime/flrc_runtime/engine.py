@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .any_decoder import AnyDecoder
 from .decoder import Decoder, default_chunk
 from .errors import ContextOverflowError, EmptyPromptError, UsageError
 from .manifest import Manifest
@@ -21,6 +22,7 @@ from .sessions import StageSessions
 from .speculative import Speculation, Speculator, checked_draft_stage
 from .text_stream import Detokenizer, StopStrings
 from .tokenizer import Tokenizer
+from .window_decoder import WindowDecoder, WindowSessions
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +118,10 @@ class Model:
         """Bytes of the KV cache of one stream with a full context."""
         return self.sessions.kv_shape.bytes_for(self.context)
 
-    def decoder(self) -> Decoder:
+    def decoder(self) -> AnyDecoder:
         """Return a new sequence: token ids in, logits out; the caller closes it."""
+        if isinstance(self.sessions, WindowSessions):
+            return WindowDecoder(self.sessions, context=self.context)
         return Decoder(self.sessions, context=self.context, vocab_size=self.manifest.model.vocab_size)
 
     def stream(
@@ -386,7 +390,7 @@ class _Clock:
         self.last_ms = 0.0
 
 
-def decode(model: Model, decoder: Decoder, request: Request) -> Generator[Token, None, None]:
+def decode(model: Model, decoder: AnyDecoder, request: Request) -> Generator[Token, None, None]:
     """Yield the tokens of an answer.
 
     Args:
@@ -446,7 +450,7 @@ _Chosen = tuple[int, int, LogProbabilities | None]  # token, stage, log probabil
 
 
 def _one_by_one(
-    decoder: Decoder, sampler: Sampler, request: Request, new: Sequence[int], clock: _Clock, stages: int
+    decoder: AnyDecoder, sampler: Sampler, request: Request, new: Sequence[int], clock: _Clock, stages: int
 ) -> Iterator[_Chosen]:
     """Yield tokens, each computed when it is asked for."""
     stage, policy, top = request.prompt_stage, request.policy, request.top_logprobs

@@ -26,7 +26,7 @@ CARD = "README.md"
 _UNLISTED = (FILE_NAME, CARD)
 MAX_STAGES = 64
 
-Kind = Literal["checkpoint", "bundle", "portable"]
+Kind = Literal["checkpoint", "bundle", "static", "portable"]
 Storage = Literal["plain", "pivoted"]
 # By the kind that is there and the one that is needed.
 _HINTS = {
@@ -35,6 +35,8 @@ _HINTS = {
     ("bundle", "checkpoint"): "flrc-edge compress writes a checkpoint",
     ("bundle", "portable"): "flrc-edge export --graph optimum writes one",
     ("portable", "checkpoint"): "flrc-edge compress writes a checkpoint",
+    ("static", "checkpoint"): "flrc-edge compress writes a checkpoint",
+    ("static", "portable"): "flrc-edge export --graph optimum writes one",
     ("portable", "bundle"): "optimum's ORTModelForCausalLM opens it (docs/optimum.md)",
 }
 # How a matrix is stored: float32, or integers of so many bits with one scale a block of so many inputs.
@@ -296,7 +298,8 @@ class Manifest:
     """The content of ``flrc.json``.
 
     Args:
-        kind: ``checkpoint`` (written by ``compress``), ``bundle`` (written by ``export``), or ``portable`` (by ``export
+        kind: ``checkpoint`` (written by ``compress``), ``bundle`` (written by ``export``), ``static`` (by ``export
+            --graph static``: two graphs of fixed shapes a stage, for accelerators), or ``portable`` (by ``export
             --graph optimum``: graphs of standard operators that grow their KV cache, for optimum's runtime classes).
         model: Facts of the original model.
         plan: Ranks of every projection and stage.
@@ -344,11 +347,19 @@ class Manifest:
             return ("config.json", "tokenizer.json", "base.safetensors", "factors.safetensors")
         if self.kind == "portable":
             return (*(s.graph for s in self.stages), "weights.bin", "config.json", "tokenizer.json")
-        return (*(s.graph for s in self.stages), "weights.bin", "tokenizer.json", "tokenizer_config.json")
+        graphs = [s.graph for s in self.stages]
+        if self.kind == "static":
+            graphs += [prefill_graph(name) for name in graphs]
+        return (*graphs, "weights.bin", "tokenizer.json", "tokenizer_config.json")
 
     def weight_sizes(self) -> dict[str, int]:
         """Return the bytes of the files that stage graphs take their weights from, by name."""
         return {"weights.bin": self.files["weights.bin"].size}
+
+
+def prefill_graph(graph: str) -> str:
+    """Return the name of the graph of a ``static`` stage that takes a piece of the prompt."""
+    return f"{graph.removesuffix('.onnx')}.prefill.onnx"
 
 
 def factor_parameters(shape: tuple[int, int], rank: int, *, storage: Storage = "plain") -> int:
@@ -407,7 +418,8 @@ def parse(folder: Path, kind: Kind | None = None) -> Manifest:
     manifest = build(Manifest, raw, FILE_NAME)
     if CARD in manifest.files:  # folders written before the card was left out
         manifest = replace(manifest, files={n: f for n, f in manifest.files.items() if n != CARD})
-    if kind is not None and manifest.kind != kind:
+    static_will_do = kind == "bundle" and manifest.kind == "static"
+    if kind is not None and manifest.kind != kind and not static_will_do:
         found = "portable folder" if manifest.kind == "portable" else manifest.kind
         raise FormatError(f"{folder.name} is a {found}, not a {kind}", hint=_HINTS[manifest.kind, kind])
     for name in manifest.files:
@@ -459,9 +471,10 @@ def verify(folder: Path, kind: Kind | None = None) -> Manifest:
             raise VerificationError(
                 f"{folder.name}: checksum mismatch in {name}", hint="copy or write the folder again"
             )
-    if manifest.kind == "bundle":
-        for stage in manifest.stages:
-            check_graph_file(resolve_inside(folder, stage.graph), manifest.weight_sizes())
+    if manifest.kind in ("bundle", "static"):
+        for name in manifest.files:
+            if name.endswith(".onnx"):
+                check_graph_file(resolve_inside(folder, name), manifest.weight_sizes())
         if GENAI_FILE in manifest.files:
             check_genai_file(folder, manifest)
     return manifest

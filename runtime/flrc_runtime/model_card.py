@@ -7,7 +7,12 @@ from pathlib import Path
 
 from .manifest import CARD, Manifest
 
-_KINDS = {"checkpoint": "checkpoint", "bundle": "bundle", "portable": "portable folder"}
+_KINDS = {
+    "checkpoint": "checkpoint",
+    "bundle": "bundle",
+    "static": "static bundle",
+    "portable": "portable folder",
+}
 _RUN = {
     "bundle": """```sh
 pip install flrc-edge
@@ -24,6 +29,13 @@ for token in model.stream("Why is the sky blue?"):
 ```
 
 Stage 0 alone also runs in onnxruntime-genai.
+""",
+    "static": """```sh
+pip install flrc-edge
+flrc-edge generate FOLDER "Once upon a time"
+```
+
+Every stage has two graphs of standard operators and fixed shapes, one for a token and one for a piece of a prompt.
 """,
     "portable": """```python
 from optimum.onnxruntime import ORTModelForCausalLM

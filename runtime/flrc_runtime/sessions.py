@@ -80,7 +80,7 @@ class StageSessions:
         self._trace = trace
         # Held while a graph runs. A server puts a lock here, so that sequences get the machine in turn.
         self.turns: AbstractContextManager[object] = nullcontext()
-        self._open: dict[int, InferenceSession] = {}
+        self._open: dict[str, InferenceSession] = {}
         self._shape: KvShape | None = None
         self._lock = threading.Lock()
 
@@ -103,22 +103,27 @@ class StageSessions:
         Raises:
             FormatError: The graph does not load or has other inputs and outputs than its manifest says.
         """
-        session = self._open.get(stage)
+        return self._get(self._manifest.stages[stage].graph)
+
+    def _get(self, name: str) -> InferenceSession:
+        session = self._open.get(name)
         if session is not None:
             return session
         with self._lock:
-            if stage not in self._open:
-                name = self._manifest.stages[stage].graph
+            if name not in self._open:
                 session = self._load(name)
-                shape = check_graph(session, self._manifest, f"{self._folder.name}/{name}")
+                shape = self._checked(session, name)
                 if self._shape not in (None, shape):
                     raise FormatError(
                         f"{self._folder.name}/{name}: its {shape} differs from {self._shape} of another stage"
                     )
                 self._shape = shape
-                self._open[stage] = session
+                self._open[name] = session
                 trim()
-            return self._open[stage]
+            return self._open[name]
+
+    def _checked(self, session: InferenceSession, name: str) -> KvShape:
+        return check_graph(session, self._manifest, f"{self._folder.name}/{name}")
 
     def _load(self, name: str) -> InferenceSession:
         import onnxruntime

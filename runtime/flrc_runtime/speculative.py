@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .decoder import Decoder
+from .any_decoder import AnyDecoder
 from .errors import UsageError
 from .sampling import Sampler
 
@@ -125,7 +125,7 @@ class Speculator:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: AnyDecoder,
         sampler: Sampler,
         speculation: Speculation,
         *,

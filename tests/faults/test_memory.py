@@ -23,7 +23,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def check(zygote: Any, folder: Path, text: Path, rooms: range) -> dict[str, int]:
-    """Compress with every room (256 KiB each, beyond what a process has before it begins); return how the runs ended."""
+    """Compress with so many times 256 KiB beyond what a process begins with; return how the runs ended."""
 
     def compress(place: Path, **options: Any) -> Run:
         place.mkdir(parents=True, exist_ok=True)
