@@ -19,7 +19,7 @@ from flrc_edge.cli.decoding import (
     sampling_options,
     stage_options,
 )
-from flrc_edge.cli.loading import load_bundle
+from flrc_edge.cli.loading import load_bundle, provider_option
 from flrc_edge.cli.saved_chat import check_new, read_messages, write_messages
 from flrc_edge.cli.stage_text import StageText, printable, wants_color
 from flrc_edge.cli.typed_lines import history, turns
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 @stage_options
 @click.option("--context", type=int, default=None, metavar="TOKENS", help="The whole conversation, at most.")
 @click.option("--threads", type=int, default=None, metavar="N", help="Of one operator.")
+@provider_option
 @click.option("--show-stages", is_flag=True, help="Show which stage computed which part.")
 @click.option("--load", "loaded", type=click.Path(path_type=Path), help="Go on with a saved conversation.")
 @click.option("--save", "saved", type=click.Path(path_type=Path), help="Save the conversation when it ends.")
@@ -68,6 +69,7 @@ def command(
     mean_keep: float | None,
     context: int | None,
     threads: int | None,
+    providers: tuple[str, ...],
     show_stages: bool,
     loaded: Path | None,
     saved: Path | None,
@@ -90,7 +92,7 @@ def command(
     messages = [] if loaded is None else read_messages(loaded)
     if system is not None:
         messages = [{"role": "system", "content": system}]
-    model = load_bundle(bundle, context=context, threads=threads)
+    model = load_bundle(bundle, context=context, threads=threads, providers=providers)
     policy = policy_of(model, stage, ms_per_token, mean_keep)
     session = Session(
         model,

@@ -19,7 +19,7 @@ from flrc_edge.cli.decoding import (
     sampling_options,
     stage_options,
 )
-from flrc_edge.cli.loading import load_bundle
+from flrc_edge.cli.loading import load_bundle, provider_option
 from flrc_edge.cli.stage_text import StageText, printable, wants_color
 from flrc_edge.errors import UsageError
 
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 )
 @click.option("--context", type=int, default=None, metavar="TOKENS", help="Prompt and answer together.")
 @click.option("--threads", type=int, default=None, metavar="N", help="Of one operator.")
+@provider_option
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the chat template.")
 @click.option("--system", default=None, metavar="TEXT", help="System message before the prompt.")
 @click.option("--show-stages", is_flag=True, help="Show which stage computed which part.")
@@ -58,6 +59,7 @@ def command(
     speculative: bool,
     context: int | None,
     threads: int | None,
+    providers: tuple[str, ...],
     raw: bool,
     system: str | None,
     show_stages: bool,
@@ -72,7 +74,13 @@ def command(
 
     check_stage_options(stage=stage, ms_per_token=ms_per_token, mean_keep=mean_keep, speculative=speculative)
     chosen = sampling_of(sampling)
-    model = load_bundle(bundle, context=context, threads=threads, stages=None if stage is None else (stage,))
+    model = load_bundle(
+        bundle,
+        context=context,
+        threads=threads,
+        providers=providers,
+        stages=None if stage is None else (stage,),
+    )
     stream = model.stream(
         _read_prompt(prompt),
         max_tokens=max_tokens,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flrc_edge.cli.decoding import check_stage_options, policy_of, stage_options
-from flrc_edge.cli.loading import load_bundle
+from flrc_edge.cli.loading import load_bundle, provider_option
 from flrc_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @stage_options
 @click.option("--context", type=int, default=None, metavar="TOKENS", help="Prompt and answer together.")
 @click.option("--threads", type=int, default=None, metavar="N", help="Of one operator.")
+@provider_option
 def command(
     bundle: Path,
     host: str,
@@ -49,6 +50,7 @@ def command(
     mean_keep: float | None,
     context: int | None,
     threads: int | None,
+    providers: tuple[str, ...],
 ) -> None:
     """Serve BUNDLE to clients of OpenAI's API.
 
@@ -69,7 +71,7 @@ def command(
     limits = Limits(parallel=parallel, queue=queue, max_tokens=max_tokens)
     hosts = check_host(host, protected=api_key_file is not None, public=public)
     key = None if api_key_file is None else read_key(api_key_file)
-    model = load_bundle(bundle, context=context, threads=threads)
+    model = load_bundle(bundle, context=context, threads=threads, providers=providers)
 
     def policy() -> Policy | None:  # one an answer: they count its tokens
         return policy_of(model, stage, ms_per_token, mean_keep)

@@ -14,12 +14,12 @@ from .files import resolve_inside
 from .manifest import Manifest
 from .packing import pack as pack_bundle
 from .policy import checked_stage
+from .providers import CPU, Provider, usable
 from .sessions import StageSessions
 from .tokenizer import Tokenizer
 from .window_decoder import WindowSessions
 
 DEFAULT_CONTEXT = 2048
-CPU = "CPUExecutionProvider"
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +55,7 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     stages: Sequence[int] | None = None,
-    providers: Sequence[str] = (CPU,),
+    providers: Sequence[str | Provider] = (CPU,),
     pack: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
@@ -66,7 +66,9 @@ def load(
         context: Tokens of prompt and answer together; None for the model's own length, at most 2048.
         threads: Of one operator; None for onnxruntime's choice.
         stages: To open now, None for all; another one opens when a policy first asks for it.
-        providers: Execution providers of onnxruntime, in the order of preference.
+        providers: Execution providers, in the order of preference: ``cpu``, ``webgpu``, ``qnn`` or onnxruntime's names,
+            with options as ``qnn:soc_model=57,htp_arch=75`` (providers.py). ``("webgpu", "cpu")`` goes on with the CPU,
+            and says so, where the first is not to be had.
         pack: Open weights packed for this machine, which the first load puts into the user's cache (packing.py): all
             stages then take the memory of one. Only with the CPU provider alone; where the cache cannot be written,
             a warning is logged and the bundle's own files are opened.
@@ -86,8 +88,9 @@ def load(
     for stage in wanted:
         checked_stage(stage, len(opened.graphs))
     tokenizer = Tokenizer.from_folder(opened.folder)
+    providers = usable(providers)
     packed, obstacle = None, None
-    if pack and tuple(providers) == (CPU,) and opened.manifest.kind == "bundle":
+    if pack and [p.name for p in providers] == [CPU] and opened.manifest.kind == "bundle":
         try:
             packed = pack_bundle(opened.folder, opened.manifest, progress=progress)
         except FlrcError as error:

@@ -14,42 +14,29 @@ from .protobuf import fields
 
 OPERATORS = {
     "": {
-        *(
-            "Add",
-            "Cast",
-            "CastLike",
-            "Concat",
-            "Gather",
-            "Gelu",
-            "Gemm",
-            "MatMul",
-            "Mul",
-            "Neg",
-            "RMSNormalization",
-        ),
-        *(
-            "ReduceSum",
-            "Reshape",
-            "Shape",
-            "Sigmoid",
-            "Slice",
-            "Softmax",
-            "Split",
-            "Sub",
-            "Transpose",
-            "Unsqueeze",
-        ),
+        *("Add", "Cast", "CastLike", "Concat", "Gather", "Gelu", "Gemm", "MatMul", "Mul", "Neg"),
+        *("RMSNormalization", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split"),
+        *("Sub", "Transpose", "Unsqueeze"),
     },
     "com.microsoft": {
-        *("FusedMatMul", "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "QuickGelu"),
+        *(
+            "EPContext",
+            "FusedMatMul",
+            "GatherBlockQuantized",
+            "GroupQueryAttention",
+            "MatMulNBits",
+            "QuickGelu",
+        ),
         *("RotaryEmbedding", "SkipSimplifiedLayerNormalization"),
     },
 }
+_COMPILED = "EPContext"  # a part of the graph that was compiled for one accelerator
 OPERATORS["ai.onnx"] = OPERATORS[""]  # the same domain
 
 _MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 20, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER = 1, 5, 15
 _NODE_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
+_ATTRIBUTE_NAME, _ATTRIBUTE_STRING = 1, 4
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 _TENSOR_EXTERNAL = 13
 
@@ -59,7 +46,7 @@ def check_graph_file(path: Path, sizes: Mapping[str, int]) -> None:
 
     Args:
         path: The graph.
-        sizes: Bytes of the files, by name, that its weights may lie in: ``weights.bin``.
+        sizes: Bytes of the files, by name, that its weights or compiled parts may lie in.
 
     Raises:
         FormatError: It is no graph, or one with an operator, a function or weights of another kind.
@@ -89,13 +76,13 @@ def _check_graph(graph: memoryview, sizes: Mapping[str, int]) -> None:
         if part.value is None:
             continue
         if part.number == _GRAPH_NODE:
-            _check_node(part.value)
+            _check_node(part.value, sizes)
         elif part.number == _GRAPH_INITIALIZER:
             _check_tensor(part.value, sizes)
 
 
-def _check_node(node: memoryview) -> None:
-    kind, domain = "", ""
+def _check_node(node: memoryview, sizes: Mapping[str, int]) -> None:
+    kind, domain, binary = "", "", ""
     for part in fields(node):
         if part.value is None:
             continue
@@ -104,17 +91,26 @@ def _check_node(node: memoryview) -> None:
         elif part.number == _NODE_DOMAIN:
             domain = bytes(part.value).decode()
         elif part.number == _NODE_ATTRIBUTE:
-            _check_attribute(part.value)
+            binary = _check_attribute(part.value) or binary
+    if kind == _COMPILED and binary not in sizes:
+        raise FormatError("what was compiled is in no file of this folder")
     if kind not in OPERATORS.get(domain, ()):
         raise FormatError(f"the operator {f'{domain}.' if domain else ''}{kind} is not known")
 
 
-def _check_attribute(attribute: memoryview) -> None:
+def _check_attribute(attribute: memoryview) -> str:
+    """Refuse what no operator needs; return the file of a compiled part, if that is what the attribute names."""
+    name, text = "", ""
     for part in fields(attribute):
+        if part.value is not None and part.number == _ATTRIBUTE_NAME:
+            name = bytes(part.value).decode()
+        elif part.value is not None and part.number == _ATTRIBUTE_STRING:
+            text = bytes(part.value).decode(errors="replace")
         if part.number in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_TENSORS):
             raise FormatError("an operator holds a graph or a list of tensors")
         if part.number == _ATTRIBUTE_TENSOR and part.value is not None:
             _check_tensor(part.value, {})
+    return text if name == "ep_cache_context" else ""
 
 
 def _check_tensor(tensor: memoryview, sizes: Mapping[str, int]) -> None:

@@ -348,13 +348,14 @@ class Manifest:
         if self.kind == "portable":
             return (*(s.graph for s in self.stages), "weights.bin", "config.json", "tokenizer.json")
         graphs = [s.graph for s in self.stages]
-        if self.kind == "static":
-            graphs += [prefill_graph(name) for name in graphs]
+        if self.kind == "static":  # compiled, its weights are elsewhere
+            prefill = [prefill_graph(name) for name in graphs]
+            return (*graphs, *prefill, "tokenizer.json", "tokenizer_config.json")
         return (*graphs, "weights.bin", "tokenizer.json", "tokenizer_config.json")
 
     def weight_sizes(self) -> dict[str, int]:
-        """Return the bytes of the files that stage graphs take their weights from, by name."""
-        return {"weights.bin": self.files["weights.bin"].size}
+        """Return the bytes of the files that stage graphs take weights and compiled parts from, by name."""
+        return {name: info.size for name, info in self.files.items() if name.endswith(".bin")}
 
 
 def prefill_graph(graph: str) -> str:

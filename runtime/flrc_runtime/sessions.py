@@ -18,6 +18,7 @@ from .free_memory import trim
 from .graph_file import check_graph_file
 from .kv_cache import KvShape
 from .manifest import Manifest
+from .providers import CPU, Provider, add_provider, usable
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, NodeArg
@@ -55,7 +56,8 @@ class StageSessions:
         folder: The bundle.
         manifest: Its manifest.
         threads: Of one operator; None for onnxruntime's own choice.
-        providers: Execution providers, in the order of preference.
+        providers: Execution providers (providers.py), in the order of preference; when the first of them cannot run a
+            graph, the next one does, and a line says so.
         packed: Folder of the same graphs with weights packed for this machine (packing.py), to be opened instead.
         trace: Beginning of the path that onnxruntime's profiler writes to, for every session; None: no profiling.
     """
@@ -66,7 +68,7 @@ class StageSessions:
         manifest: Manifest,
         *,
         threads: int | None = None,
-        providers: Sequence[str],
+        providers: Sequence[str | Provider],
         packed: Path | None = None,
         trace: Path | None = None,
     ) -> None:
@@ -75,7 +77,8 @@ class StageSessions:
         self._folder = folder
         self._manifest = manifest
         self._threads = threads
-        self._providers = list(providers)
+        self._wanted = tuple(providers)
+        self._providers: list[Provider] | None = None
         self._packed = packed
         self._trace = trace
         # Held while a graph runs. A server puts a lock here, so that sequences get the machine in turn.
@@ -126,13 +129,9 @@ class StageSessions:
         return check_graph(session, self._manifest, f"{self._folder.name}/{name}")
 
     def _load(self, name: str) -> InferenceSession:
-        import onnxruntime
-
         check_onnxruntime()
-        unknown = sorted(set(self._providers) - set(onnxruntime.get_available_providers()))
-        if unknown:
-            available = ", ".join(onnxruntime.get_available_providers())
-            raise UsageError(f"this onnxruntime has no {unknown[0]}", hint=f"it has {available}")
+        if self._providers is None:
+            self._providers = usable(self._wanted)
         if self._packed is not None:
             try:
                 return self._session(resolve_inside(self._packed, name), packed=True)
@@ -146,13 +145,19 @@ class StageSessions:
                 self._packed = None
         path = resolve_inside(self._folder, name)
         check_graph_file(path, self._manifest.weight_sizes())
-        try:
-            return self._session(path, packed=False)
-        except Exception as error:
-            raise FormatError(
-                f"{self._folder.name}/{name} does not load in onnxruntime: {loading_error(error, self._folder)}",
-                hint="run flrc-edge verify on the bundle, or export it again",
-            ) from error
+        while True:
+            try:
+                return self._session(path, packed=False)
+            except Exception as error:
+                reason = loading_error(error, self._folder)
+                first, *rest = self._providers
+                if first.name == CPU or not rest:
+                    raise FormatError(
+                        f"{self._folder.name}/{name} does not load in onnxruntime: {reason}",
+                        hint="run flrc-edge verify on the bundle, or export it again",
+                    ) from error
+                _log.warning("%s cannot run %s (%s); using %s", first.name, name, reason, rest[0].name)
+                self._providers = usable(rest)
 
     def _session(self, graph: Path, *, packed: bool) -> InferenceSession:
         import onnxruntime
@@ -171,7 +176,13 @@ class StageSessions:
             options.profile_file_prefix = str(self._trace)
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        return onnxruntime.InferenceSession(str(graph), options, providers=self._providers)
+        assert self._providers
+        if [p.name for p in self._providers] == [CPU]:
+            return onnxruntime.InferenceSession(str(graph), options, providers=[CPU])
+        for provider in self._providers:
+            if provider.name != CPU:  # which onnxruntime adds by itself, as the last
+                add_provider(options, provider)
+        return onnxruntime.InferenceSession(str(graph), options)
 
 
 @cache

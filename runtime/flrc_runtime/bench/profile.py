@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bundle import CPU, open_bundle
+from ..bundle import open_bundle
 from ..decoder import Decoder
 from ..errors import FlrcError
 from ..packing import find_packed
+from ..providers import CPU
 from ..sessions import StageSessions
 from .result import Operators
 

@@ -1,0 +1,168 @@
+"""Compile a static bundle for a Qualcomm NPU ahead of time: every graph becomes a context binary.
+
+onnxruntime's QNN plug-in (package onnxruntime-qnn) holds the compiler for x86-64 and a simulator of the NPU. The binaries
+of all graphs may share one copy of the weights; the simulator runs only binaries that do not.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flrc_runtime import manifest as manifests
+from flrc_runtime.errors import FlrcError, UsageError
+from flrc_runtime.files import write_json
+from flrc_runtime.graph_file import check_graph_file
+from flrc_runtime.manifest import CARD, FILE_NAME, Manifest, prefill_graph
+from flrc_runtime.model_card import write_card
+from flrc_runtime.output_folder import check_output_folder, published_folder
+from flrc_runtime.providers import QNN, Provider, add_provider, usable
+
+PLACEMENT = "placement.json"
+# Name -> (model number, version of the Hexagon architecture), as Qualcomm's SDK numbers them; float16 needs v69.
+SOCS = {
+    "SM8450": (36, 69),  # Snapdragon 8 Gen 1
+    "SM8475": (42, 69),  # 8+ Gen 1
+    "SM8550": (43, 73),  # 8 Gen 2
+    "SM8635": (68, 73),  # 8s Gen 3
+    "SM8650": (57, 75),  # 8 Gen 3
+    "SM8735": (85, 79),  # 8s Gen 4
+    "SM8750": (69, 79),  # 8 Elite
+    "SM8850": (87, 81),  # 8 Elite Gen 5
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the nodes of one graph run.
+
+    Args:
+        npu: Number of nodes on the NPU.
+        elsewhere: Names and operators of the others.
+    """
+
+    npu: int
+    elsewhere: tuple[tuple[str, str], ...]
+
+    @property
+    def nodes(self) -> int:
+        """Return the number of all nodes."""
+        return self.npu + len(self.elsewhere)
+
+
+def qnn_provider(soc: str) -> Provider:
+    """Return the provider for a SoC of :data:`SOCS`, in float16.
+
+    Raises:
+        UsageError: The SoC is unknown, or there is no QNN plug-in.
+    """
+    if soc.upper() not in SOCS:
+        raise UsageError(f"SoC {soc!r} is unknown", hint=f"known: {', '.join(SOCS)}")
+    model, architecture = SOCS[soc.upper()]
+    options = {"soc_model": str(model), "htp_arch": str(architecture), "enable_htp_fp16_precision": "1"}
+    return usable([Provider(QNN, options)])[0]
+
+
+def compile_static(
+    bundle: Path,
+    output: Path,
+    *,
+    soc: str,
+    share: bool = True,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[Manifest, dict[str, Placement]]:
+    """Compile every graph of a static bundle.
+
+    Args:
+        bundle: What ``export --graph static`` wrote.
+        output: The folder to write; published by one rename, or left as it was.
+        soc: Name of the SoC.
+        share: Let all binaries share one copy of the weights, which phones can run and the x86-64 simulator cannot.
+        overwrite: Replace an earlier folder.
+        progress: Called with what is being done, graphs done and graphs in all.
+
+    Returns:
+        The manifest of the new folder, and where the nodes of each graph run.
+
+    Raises:
+        UsageError: The SoC is unknown, there is no QNN plug-in, or the bundle was compiled before.
+        FlrcError: The compiler refuses a graph.
+    """
+    provider = qnn_provider(soc)
+    check_output_folder(output, overwrite=overwrite)
+    content = manifests.verify(bundle, "static")
+    if "weights.bin" not in content.files:
+        raise UsageError(f"{bundle.name} is compiled already", hint="give the bundle it was compiled from")
+    graphs = [name for stage in content.stages for name in (stage.graph, prefill_graph(stage.graph))]
+    placements: dict[str, Placement] = {}
+    with published_folder(output, overwrite=overwrite) as folder:
+        sessions = []  # the compiler shares weights among sessions that are open together
+        for i, name in enumerate(graphs):
+            compiler = _Compiler(provider, share=share, last=i + 1 == len(graphs))
+            session, placements[name] = compiler.compile(bundle / name, folder / name)
+            if share:
+                sessions.append(session)
+            if progress is not None:
+                progress("compile", i + 1, len(graphs))
+        del sessions
+        for name in content.files:
+            if name not in (*graphs, "weights.bin", FILE_NAME, CARD):
+                shutil.copyfile(bundle / name, folder / name)
+        report = {
+            name: {"nodes": p.nodes, "npu": p.npu, "elsewhere": [list(pair) for pair in p.elsewhere]}
+            for name, p in placements.items()
+        }
+        write_json(folder / PLACEMENT, {"soc": soc.upper(), "graphs": report})
+        written = replace(content, files={})
+        write_card(folder, written)
+        sealed = manifests.seal(folder, written)
+        for name in graphs:
+            check_graph_file(folder / name, sealed.weight_sizes())
+        return sealed, placements
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    provider: Provider
+    share: bool
+    last: bool
+
+    def compile(self, source: Path, target: Path) -> tuple[object, Placement]:
+        """Write the context binary of a graph and the graph that holds it."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        entries = {
+            "session.record_ep_graph_assignment_info": "1",
+            "ep.context_enable": "1",
+            "ep.context_embed_mode": "0",
+            "ep.context_file_path": str(target),
+        }
+        if self.share:
+            entries["ep.share_ep_contexts"] = "1"
+            entries["ep.stop_share_ep_contexts"] = str(int(self.last))
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        add_provider(options, self.provider)
+        try:
+            session = onnxruntime.InferenceSession(str(source), options)
+        except Exception as error:  # onnxruntime's errors share no base of their own
+            reason = str(error).split("] : ")[-1].split("\n")[0][:300]
+            raise FlrcError(f"the QNN compiler refuses {source.name}: {reason}") from error
+        return session, placement(session)
+
+
+def placement(session: object) -> Placement:
+    """Return where the nodes of a session that recorded it run."""
+    npu, elsewhere = 0, []
+    for part in session.get_provider_graph_assignment_info():  # type: ignore[attr-defined]
+        nodes = part.get_nodes()
+        if part.ep_name == QNN:
+            npu += len(nodes)
+        else:
+            elsewhere += [(node.name, node.op_type) for node in nodes]
+    return Placement(npu, tuple(elsewhere))
