@@ -1,7 +1,7 @@
 """Compile a static bundle for a Qualcomm NPU ahead of time: every graph becomes a context binary.
 
-onnxruntime's QNN plug-in (package onnxruntime-qnn) holds the compiler for x86-64 and a simulator of the NPU. The binaries
-of all graphs may share one copy of the weights; the simulator runs only binaries that do not.
+onnxruntime's QNN plug-in (package onnxruntime-qnn) holds the compiler for x86-64 and a simulator of the NPU. The
+binaries of all graphs may share one copy of the weights; the simulator runs only binaries that do not.
 """
 
 from __future__ import annotations

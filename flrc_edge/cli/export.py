@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from flrc_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from flrc_exporters.number_format import AccuracyLevel
+    from flrc_exporters.qnn import Placement
     from flrc_runtime.manifest import Manifest
 
 DTYPES = click.Choice(["fp32", *INTEGERS])
@@ -44,11 +46,31 @@ LEVELS: dict[str, AccuracyLevel] = {"0": 0, "4": 4}
 )
 @click.option(
     "--graph",
-    type=click.Choice(["own", "optimum"]),
+    type=click.Choice(["own", "static", "optimum"]),
     default="own",
     show_default=True,
-    help="optimum: the graph that optimum-onnx exports, factorized, for ORTModelForCausalLM; takes families that ours "
-    "lacks.",
+    help="static: standard operators and fixed shapes, for accelerators, two graphs a stage, fp32 by default. optimum: "
+    "the graph that optimum-onnx exports, factorized, for ORTModelForCausalLM; takes families that ours lacks.",
+)
+@click.option(
+    "--prefill",
+    type=int,
+    metavar="TOKENS",
+    help="With --graph static: tokens of a prompt that one run takes.  [default: 32]",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["qnn"]),
+    help="qnn: static graphs compiled ahead of time for a Qualcomm NPU, in float16 (needs flrc-edge[qnn] on Linux or "
+    "Windows, x86-64).",
+)
+@click.option("--soc", metavar="NAME", help="With --target qnn: the SoC, such as SM8650.")
+@click.option(
+    "--share/--no-share",
+    default=True,
+    show_default=True,
+    help="With --target qnn: one copy of the weights for all stages, for a phone; its simulator on x86-64 cannot run "
+    "that.",
 )
 @click.option(
     "--optimum-python",
@@ -67,6 +89,10 @@ def command(
     context: int | None,
     accuracy_level: str,
     graph: str,
+    prefill: int | None,
+    target: str | None,
+    soc: str | None,
+    share: bool,
     optimum_python: str | None,
     overwrite: bool,
     as_json: bool,
@@ -78,7 +104,16 @@ def command(
     """
     from flrc_exporters.bundle import export
     from flrc_runtime.manifest import read
+    from flrc_runtime.output_folder import check_output_folder
 
+    if target is not None and graph == "own":
+        graph = "static"
+    if graph != "static" and prefill is not None:
+        raise UsageError("--prefill is for --graph static", hint="leave it out, or add --graph static")
+    if (target is None) != (soc is None):
+        raise UsageError("--target qnn and --soc go together", hint="for example --target qnn --soc SM8650")
+    if target is not None and graph != "static":
+        raise UsageError("--target qnn compiles static graphs", hint="leave out --graph")
     if graph == "optimum":
         if head is not None or context is not None:
             raise UsageError("--head and --context are for our own graph", hint="leave them out")
@@ -93,28 +128,54 @@ def command(
         )
         return
     quiet = bool((ctx.find_root().params or {}).get("quiet"))
-    if dtype != "fp32" and not quiet and not read(checkpoint, "checkpoint").plan.embedding:
+    if dtype != "fp32" and graph == "own" and not quiet and not read(checkpoint, "checkpoint").plan.embedding:
         click.echo(f"{dtype or 'int4'}: weights are rounded to nearest", err=True)
-    with from_context() as progress:
+    if graph == "static" and prefill is None:
+        prefill = 32
+    placed: dict[str, Placement] = {}
+    with tempfile.TemporaryDirectory(prefix="flrc-edge-") as scratch, from_context() as progress:
+        written = output
+        if soc is not None:
+            from flrc_exporters.qnn import compile_static, qnn_provider
+
+            check_output_folder(output, overwrite=overwrite)
+            qnn_provider(soc)  # refuses early what the compiler would
+            written = Path(scratch) / "static"
         manifest = export(
             checkpoint,
-            output,
+            written,
             dtype=dtype,
             head=head,
             context=context,
             accuracy_level=LEVELS[accuracy_level],
+            prefill=prefill,
             overwrite=overwrite,
             progress=progress,
         )
+        if soc is not None:
+            manifest, placed = compile_static(
+                written, output, soc=soc, share=share, overwrite=overwrite, progress=progress
+            )
     if as_json:
         click.echo(json.dumps(_summary(manifest, output), indent=1))
         return
+    for name, where in placed.items():
+        others = sorted({operator for _, operator in where.elsewhere})
+        rest = f", elsewhere: {', '.join(others)}" if others else ""
+        click.echo(f"{name}: {where.npu} of {where.nodes} nodes on the NPU{rest}", err=True)
     click.echo(
         f"Wrote {output} ({_mb(_size(manifest))}, {manifest.dtype}, context {manifest.model.context_length}):"
     )
     for i, stage in enumerate(manifest.stages):
         click.echo(f"  stage {i}  keep {stage.keep:.3f}  reads {_mb(stage.bytes)} a token")
-    click.echo(f'Next: flrc-edge generate {output} "Once upon a time"')
+    option = f" --provider {_provider_text(soc)}" if soc else ""
+    click.echo(f'Next: flrc-edge generate {output} "Once upon a time"{option}')
+
+
+def _provider_text(soc: str) -> str:
+    from flrc_exporters.qnn import SOCS
+
+    return "qnn:soc_model={},htp_arch={}".format(*SOCS[soc.upper()])
 
 
 def _portable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from .files import resolve_inside
 from .manifest import Manifest
 from .packing import pack as pack_bundle
 from .policy import checked_stage
-from .providers import CPU, Provider, usable
+from .providers import CPU, QNN, Provider, usable
 from .sessions import StageSessions
 from .tokenizer import Tokenizer
 from .window_decoder import WindowSessions
@@ -89,6 +90,7 @@ def load(
         checked_stage(stage, len(opened.graphs))
     tokenizer = Tokenizer.from_folder(opened.folder)
     providers = usable(providers)
+    _check_compiled(opened, [p.name for p in providers])
     packed, obstacle = None, None
     if pack and [p.name for p in providers] == [CPU] and opened.manifest.kind == "bundle":
         try:
@@ -102,3 +104,20 @@ def load(
     if obstacle is not None:  # a damaged bundle was refused above, in better words
         _log.warning("%s; every stage has a copy of its weights in memory", obstacle)
     return Model(opened.manifest, tokenizer, sessions, context=context)
+
+
+def _check_compiled(bundle: Bundle, providers: Sequence[str]) -> None:
+    """Refuse to open what was compiled for an NPU where it cannot run."""
+    graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")]
+    binaries = bundle.manifest.weight_sizes()
+    if "weights.bin" in binaries:
+        return
+    if QNN not in providers:
+        raise UsageError(
+            f"{bundle.folder.name} was compiled for a Qualcomm NPU", hint="open it with the provider qnn"
+        )
+    if len(binaries) < len(graphs) and platform.machine().lower() in ("x86_64", "amd64"):
+        raise UsageError(  # its simulator ends the process, with a segmentation fault
+            f"the binaries of {bundle.folder.name} share their weights, which the simulator on this machine cannot run",
+            hint="export it with --no-share",
+        )
