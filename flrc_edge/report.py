@@ -334,12 +334,39 @@ def speed_table(c: Mapping[str, Any]) -> str:
     return f"`flrc-edge bench BUNDLE… --save docs/benchmarks.json`\n\n{as_markdown(result)}"
 
 
+def accelerator_table(c: Mapping[str, Any]) -> str:
+    """Return where the nodes of a bundle run on an accelerator, and how far its logits are from the CPU's."""
+    soc = c["options"].get("soc")
+    option = f"qnn --soc {soc}" if soc else c["provider"]
+    lines = [
+        f"`flrc-edge place BUNDLE --provider {option} --tokens {c['tokens']} --save docs/benchmarks.json`",
+        "",
+        f"{c['dtype']} weights, a window of {c['window']} positions; {c['tokens']} given tokens through "
+        f"{len(set(c['stages']))} stages: relative L2 {c['relative_l2']:.2g} from the CPU, same best token "
+        f"{c['top1']:.0%}.",
+        "",
+        "| graph | nodes | on the accelerator | elsewhere | binary alone, MB |",
+        "|---|---|---|---|---|",
+    ]
+    for g in c["graphs"]:
+        rest = ", ".join(sorted(set(g["elsewhere"]))) or "none"
+        size = f"{g['binary_bytes'] / 1e6:.1f}" if g["binary_bytes"] else ""
+        lines.append(f"| {g['name']} | {g['nodes']} | {g['placed']} | {rest} | {size} |")
+    shared = (
+        f"All binaries with one copy of the weights: {c['shared_bytes'] / 1e6:.1f} MB. "
+        if c["shared_bytes"]
+        else ""
+    )
+    return "\n".join([*lines, "", f"{shared}{c['ms_per_token']:.0f} ms a token here; {c['conditions']}."])
+
+
 SECTIONS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "recipes": ("Recipes at equal parameters", recipes_table),
     "frontier": ("Quality against bytes", frontier_table),
     "joint": ("Joint factors", joint_table),
     "healing": ("Healing", healing_table),
     "speed": ("Speed", speed_table),
+    "accelerators": ("Accelerators", accelerator_table),
     "formats": ("Number formats", formats_table),
     "cost": ("What compressing takes", cost_table),
     "demo": ("The demo", demo_table),

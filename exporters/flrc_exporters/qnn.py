@@ -39,17 +39,17 @@ class Placement:
     """Where the nodes of one graph run.
 
     Args:
-        npu: Number of nodes on the NPU.
+        placed: Number of nodes on the accelerator.
         elsewhere: Names and operators of the others.
     """
 
-    npu: int
+    placed: int
     elsewhere: tuple[tuple[str, str], ...]
 
     @property
     def nodes(self) -> int:
         """Return the number of all nodes."""
-        return self.npu + len(self.elsewhere)
+        return self.placed + len(self.elsewhere)
 
 
 def qnn_provider(soc: str) -> Provider:
@@ -112,7 +112,7 @@ def compile_static(
             if name not in (*graphs, "weights.bin", FILE_NAME, CARD):
                 shutil.copyfile(bundle / name, folder / name)
         report = {
-            name: {"nodes": p.nodes, "npu": p.npu, "elsewhere": [list(pair) for pair in p.elsewhere]}
+            name: {"nodes": p.nodes, "npu": p.placed, "elsewhere": [list(pair) for pair in p.elsewhere]}
             for name, p in placements.items()
         }
         write_json(folder / PLACEMENT, {"soc": soc.upper(), "graphs": report})
@@ -156,13 +156,13 @@ class _Compiler:
         return session, placement(session)
 
 
-def placement(session: object) -> Placement:
-    """Return where the nodes of a session that recorded it run."""
-    npu, elsewhere = 0, []
+def placement(session: object, provider: str = QNN) -> Placement:
+    """Return where the nodes of a session that recorded it run: on a provider, or elsewhere."""
+    placed, elsewhere = 0, []
     for part in session.get_provider_graph_assignment_info():  # type: ignore[attr-defined]
         nodes = part.get_nodes()
-        if part.ep_name == QNN:
-            npu += len(nodes)
+        if part.ep_name == provider:
+            placed += len(nodes)
         else:
             elsewhere += [(node.name, node.op_type) for node in nodes]
-    return Placement(npu, tuple(elsewhere))
+    return Placement(placed, tuple(elsewhere))

@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": "Stream an answer from a bundle.",
     "chat": "Talk to a bundle in the terminal.",
     "serve": "Serve a bundle to clients of OpenAI's API.",
+    "place": "Say where an accelerator runs a bundle, and how exactly.",
     "bench": "Measure prompt and decode speed of every stage of a bundle.",
     "eval": "Measure perplexity, divergence from the dense model, and summaries.",
     "compare": "Compare recipes (baselines, scores, factors), or number formats, by perplexity.",

@@ -162,7 +162,7 @@ def command(
     for name, where in placed.items():
         others = sorted({operator for _, operator in where.elsewhere})
         rest = f", elsewhere: {', '.join(others)}" if others else ""
-        click.echo(f"{name}: {where.npu} of {where.nodes} nodes on the NPU{rest}", err=True)
+        click.echo(f"{name}: {where.placed} of {where.nodes} nodes on the NPU{rest}", err=True)
     click.echo(
         f"Wrote {output} ({_mb(_size(manifest))}, {manifest.dtype}, context {manifest.model.context_length}):"
     )
