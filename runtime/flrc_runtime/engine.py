@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .any_decoder import AnyDecoder
 from .decoder import Decoder, default_chunk
+from .device_decoder import DeviceDecoder
 from .errors import ContextOverflowError, EmptyPromptError, UsageError
 from .manifest import Manifest
 from .policy import FixedStage, Policy, SchedulePolicy, StepState, checked_stage, prompt_stage
@@ -122,7 +123,8 @@ class Model:
         """Return a new sequence: token ids in, logits out; the caller closes it."""
         if isinstance(self.sessions, WindowSessions):
             return WindowDecoder(self.sessions, context=self.context)
-        return Decoder(self.sessions, context=self.context, vocab_size=self.manifest.model.vocab_size)
+        fused = Decoder if self.sessions.device is None else DeviceDecoder
+        return fused(self.sessions, context=self.context, vocab_size=self.manifest.model.vocab_size)
 
     def stream(
         self,

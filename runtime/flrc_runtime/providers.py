@@ -18,6 +18,9 @@ CPU, WEBGPU, QNN = "CPUExecutionProvider", "WebGpuExecutionProvider", "QNNExecut
 _SHORT = {"cpu": CPU, "webgpu": WEBGPU, "qnn": QNN}
 # Provider -> the module that holds its library, and the extra of pyproject.toml that brings it.
 _PLUGINS = {WEBGPU: ("onnxruntime_ep_webgpu", "webgpu"), QNN: ("onnxruntime_qnn", "qnn")}
+# Providers that work in the host's memory; onnxruntime's name of the memory of the others.
+_HOST = (CPU, QNN, "AzureExecutionProvider", "XnnpackExecutionProvider")
+_DEVICES = {WEBGPU: "webgpu", "CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 _log = logging.getLogger(__name__)
 
 
@@ -83,6 +86,14 @@ def add_provider(options: SessionOptions, provider: Provider) -> None:
     devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == provider.name]
     defaults = {"backend_path": module.get_qnn_htp_path()} if provider.name == QNN else {}
     options.add_provider_for_devices(devices[:1], defaults | dict(provider.options))
+
+
+def device_of(provider: Provider) -> str | None:
+    """Return onnxruntime's name of the memory that a provider works in, None for the host's.
+
+    A provider that is not known here returns its values to the host (``cpu``), which is slower and never wrong.
+    """
+    return None if provider.name in _HOST else _DEVICES.get(provider.name, "cpu")
 
 
 def _check(provider: Provider) -> None:

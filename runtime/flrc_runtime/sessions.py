@@ -18,7 +18,7 @@ from .free_memory import trim
 from .graph_file import check_graph_file
 from .kv_cache import KvShape
 from .manifest import Manifest
-from .providers import CPU, Provider, add_provider, usable
+from .providers import CPU, Provider, add_provider, device_of, usable
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, NodeArg
@@ -91,6 +91,13 @@ class StageSessions:
     def count(self) -> int:
         """Number of stages of the bundle, opened or not."""
         return len(self._manifest.stages)
+
+    @property
+    def device(self) -> str | None:
+        """onnxruntime's name of the memory that the first provider works in; None where that is the host's."""
+        self.get(0)
+        assert self._providers
+        return device_of(self._providers[0])
 
     @property
     def kv_shape(self) -> KvShape:

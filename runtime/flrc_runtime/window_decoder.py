@@ -261,6 +261,10 @@ class WindowDecoder:
                 )
         if LAST in inputs:
             inputs[LAST][0] = count - 1
+        if self._sessions.device is not None:  # what was bound was copied there, as it was then
+            self.cache.bind(bound.binding)
+            for name, array in inputs.items():
+                bound.binding.bind_cpu_input(name, array)
         try:
             with self._sessions.turns:
                 bound.session.run_with_iobinding(bound.binding)
