@@ -92,7 +92,7 @@ def _check_node(node: memoryview, sizes: Mapping[str, int]) -> None:
             domain = bytes(part.value).decode()
         elif part.number == _NODE_ATTRIBUTE:
             binary = _check_attribute(part.value) or binary
-    if kind == _COMPILED and binary not in sizes:
+    if kind == _COMPILED and binary and binary not in sizes:  # further parts of one file name none
         raise FormatError("what was compiled is in no file of this folder")
     if kind not in OPERATORS.get(domain, ()):
         raise FormatError(f"the operator {f'{domain}.' if domain else ''}{kind} is not known")

@@ -130,6 +130,8 @@ def _plugin(name: str) -> Any:
             f"onnxruntime {onnxruntime.__version__} takes no plug-ins",
             hint="pip install --upgrade onnxruntime",
         )
+    if any(d.ep_name == name for d in onnxruntime.get_ep_devices()):
+        return module  # somebody else registered it
     try:
         onnxruntime.register_execution_provider_library(name, module.get_library_path())
     except Exception as error:  # onnxruntime's errors share no base of their own

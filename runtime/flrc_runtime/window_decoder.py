@@ -56,6 +56,8 @@ class WindowSessions(StageSessions):
         where = f"{self._folder.name}/{name}"
         model = self.model
         window, count = model.context_length, _count(session, where)
+        if (count > 1) == any(name == stage.graph for stage in self._manifest.stages):
+            raise FormatError(f"{where}: it takes {count} tokens at once", hint="export the bundle again")
         kv = (1, model.num_kv_heads)
         expected: dict[str, tuple[int, ...]] = {"input_ids": (1, count), "position_ids": (1, count)}
         inputs = {node.name: tuple(node.shape) for node in session.get_inputs()}

@@ -19,6 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
+import flrc_runtime
 from flrc_exporters.bundle import export
 
 COMMON = {
@@ -123,6 +124,26 @@ def test_every_stage_equals_torch(family: tuple[Any, Path], ids: torch.Tensor, o
         graph = folder / "bundle" / f"stage_{stage}.onnx"
         assert np.abs(open_stage(graph).run(ids) - wanted).max() <= bound
         assert np.abs(open_stage(graph).forced(ids, 40) - wanted).max() <= bound
+
+
+def test_static_stages_equal_torch(family: tuple[Any, Path], ids: torch.Tensor, tmp_path: Path) -> None:
+    """Graphs of fixed shapes: windows, rotary kinds, norms and biases of every family, across moves of stage."""
+    checkpoint, _ = family
+    export(checkpoint.folder, tmp_path / "static", prefill=16, context=64)
+    export(checkpoint.folder, tmp_path / "fused", dtype="fp32", context=64)
+    model = flrc_runtime.load(tmp_path / "static", threads=1)
+    some = ids[:64].tolist()
+    for stage in range(2):
+        wanted = checkpoint.stage_logits(ids[:64], stage)
+        bound = max(1e-3, 5e-5 * float(np.abs(wanted).max()))
+        assert np.abs(model.logits(some, stages=stage) - wanted).max() <= bound
+        for length in (1, 15, 16, 17, 64):
+            decoder = model.decoder()
+            assert np.abs(decoder.prefill(some[:length], stage) - wanted[length - 1]).max() <= bound
+            decoder.close()
+    stages = [i // 5 % 2 for i in range(64)]
+    fused = flrc_runtime.load(tmp_path / "fused", threads=1).logits(some, stages=stages)
+    assert np.abs(model.logits(some, stages=stages) - fused).max() <= bound
 
 
 def test_integer_graphs_hold_what_the_runtime_takes(family: tuple[Any, Path], tmp_path: Path) -> None:
