@@ -8,7 +8,7 @@ OUT ?= out
 OPTIMUM := .venv-optimum
 SECONDS ?= 60
 
-.PHONY: demo test test-full lint docs docs-cli docs-chat docs-report fuzz android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
+.PHONY: demo test test-full test-oldest audit lint docs docs-cli docs-chat docs-report fuzz android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
 
 setup: $(VENV)/.ready
 
@@ -38,6 +38,25 @@ $(OPTIMUM)/.ready:
 	$(OPTIMUM)/bin/python -m pip install -q $(TORCH)
 	$(OPTIMUM)/bin/python -m pip install -q 'optimum-onnx>=0.1' onnxruntime
 	touch $@
+
+# The fast tests on the oldest versions that pyproject.toml names (torch as ever): an environment of its own.
+OLDEST := .venv-oldest
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -m 'not full'
+
+$(OLDEST)/.ready: pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q uv $(TORCH)
+	$(OLDEST)/bin/uv pip install -q --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[all]' $(TORCH)
+	$(OLDEST)/bin/uv pip freeze -q --python $(OLDEST)/bin/python --exclude-editable > $(OLDEST)/versions.txt
+	$(OLDEST)/bin/uv pip install -q --python $(OLDEST)/bin/python -c $(OLDEST)/versions.txt \
+		pytest hypothesis openai pyyaml pexpect pyte rich hatchling
+	touch $@
+
+# Known vulnerabilities of what is installed; asks the package index.
+audit: setup
+	$(BIN)/python -m pip install -q pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 lint: setup
 	$(BIN)/ruff check .

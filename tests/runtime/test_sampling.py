@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -12,8 +12,8 @@ from flrc_runtime import NumericalError, Sampling, UsageError
 from flrc_runtime.sampling import Sampler, distribution
 
 logits = arrays(
-    np.float32, st.integers(1, 200), elements=st.floats(-30, 30, width=32), unique=True
-)  # unique: ties may be cut either way
+    np.float32, st.integers(1, 200), elements=st.floats(-30, 30, width=32, allow_subnormal=False), unique=True
+)  # unique: ties may be cut either way, and a processor may take the smallest numbers for zeros
 
 
 def draw(scores: np.ndarray, sampling: Sampling, seen: tuple[int, ...] = ()) -> int:
@@ -67,6 +67,7 @@ def test_large_vocabulary_with_a_flat_head() -> None:
     assert len(ids) in (25_000, 25_001) and np.allclose(probabilities, 1 / len(ids))
 
 
+@settings(deadline=None)  # the first call imports transformers
 @given(
     logits.filter(lambda s: len(s) > 4),
     st.lists(st.integers(0, 4), max_size=6),
