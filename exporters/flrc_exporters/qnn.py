@@ -21,14 +21,13 @@ from flrc_runtime.output_folder import check_output_folder, published_folder
 from flrc_runtime.providers import QNN, Provider, add_provider, usable
 
 PLACEMENT = "placement.json"
-# Name -> (model number, version of the Hexagon architecture), as Qualcomm's SDK numbers them; float16 needs v69.
+# Name -> (model number, version of the Hexagon architecture), as Qualcomm's SDK numbers them. Of these, the
+# compiler takes every node in float16; of SM8635 (68, 73) and SM8735 (85, 79) it takes no product.
 SOCS = {
     "SM8450": (36, 69),  # Snapdragon 8 Gen 1
     "SM8475": (42, 69),  # 8+ Gen 1
     "SM8550": (43, 73),  # 8 Gen 2
-    "SM8635": (68, 73),  # 8s Gen 3
     "SM8650": (57, 75),  # 8 Gen 3
-    "SM8735": (85, 79),  # 8s Gen 4
     "SM8750": (69, 79),  # 8 Elite
     "SM8850": (87, 81),  # 8 Elite Gen 5
 }
