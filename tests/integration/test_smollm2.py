@@ -72,6 +72,11 @@ def test_stages(smollm2: tuple[Any, Path], genai_greedy: Any, tmp_path: Path) ->
     got = model.logits(ids[0].tolist(), stages=script)
     assert np.abs(got - wanted).max() <= max(1e-3, 5e-5 * float(np.abs(wanted).max()))
 
+    # The same switches through graphs of fixed shapes.
+    export(checkpoint, tmp_path / "static", prefill=32, context=256)
+    got = load(tmp_path / "static").logits(ids[0].tolist(), stages=script)
+    assert np.abs(got - wanted).max() <= 1e-3
+
     # The weight file of three stages against that of stage 0 alone.
     alone = tmp_path / "alone"
     _export_stage_0(checkpoint, alone)
@@ -131,3 +136,17 @@ def test_speculation_gives_the_tokens_of_stage_0(smollm2: tuple[Any, Path], tmp_
         alone = model.stream(prompt, max_tokens=16, policy=FixedStage(0))
         drafted = model.stream(prompt, max_tokens=16, speculation=Speculation(adaptive=False))
         assert [t.token_id for t in drafted] == [t.token_id for t in alone], prompt
+
+
+def test_every_stage_on_the_simulator_of_an_npu(smollm2: tuple[Any, Path], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed (flrc-edge[qnn])")
+    from flrc_edge.accelerators import measure
+    from flrc_exporters.bundle import export
+
+    export(smollm2[1], tmp_path / "static", prefill=32, context=128)
+    found = measure(tmp_path / "static", "qnn", soc="SM8650", tokens=9)
+    assert len(found.graphs) == 6 and len(set(found.stages)) == 3
+    for graph in found.graphs:
+        assert graph.placed == graph.nodes > 1000
+    assert found.relative_l2 < 0.02 and found.top1 == 1
+    assert found.shared_bytes < 1.2 * max(graph.binary_bytes for graph in found.graphs)

@@ -35,15 +35,28 @@ engine.decode = slow
 from flrc_edge.cli import main
 main()
 """
+# Every answer fails after its third token: in the runtime's own way, or, with another seed, as a bug would.
+FAILING = """
+from flrc_runtime import NumericalError, engine
+decode = engine.decode
+def failing(model, decoder, request):
+    for number, token in enumerate(decode(model, decoder, request)):
+        if number == 3:
+            raise (RuntimeError if request.sampling.seed else NumericalError)("the words of the fault")
+        yield token
+engine.decode = failing
+from flrc_edge.cli import main
+main()
+"""
 
 
 class Served:
-    """A server process."""
+    """A server process, of the program or of one that changes it and runs it."""
 
-    def __init__(self, folder: Path, *options: object, slow: bool = False) -> None:
-        program = ["-c", SLOW] if slow else ["-m", "flrc_edge"]
+    def __init__(self, folder: Path, *options: object, program: str | None = None) -> None:
+        start = ["-m", "flrc_edge"] if program is None else ["-c", program]
         self.process = subprocess.Popen(
-            [sys.executable, *program, "serve", folder, "--port", "0", "--threads", "1", *map(str, options)],
+            [sys.executable, *start, "serve", folder, "--port", "0", "--threads", "1", *map(str, options)],
             stderr=subprocess.PIPE, text=True,
             # a job in the background would ignore Ctrl-C
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -155,7 +168,7 @@ def served(talking: Path) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def slow(talking: Path) -> Iterator[Served]:
     """Two places, a line of two, and 50 ms a token."""
-    found = Served(talking, "--parallel", 2, "--queue", 2, slow=True)
+    found = Served(talking, "--parallel", 2, "--queue", 2, program=SLOW)
     yield found
     found.close()
 
@@ -351,6 +364,43 @@ def test_a_full_line_says_when_to_come_back(slow: Served) -> None:
     slow.wait(slow.idle)
 
 
+@pytest.mark.parametrize(
+    ("seed", "said"), [(0, "the words of the fault"), (1, "the server failed; its log says why")]
+)
+def test_a_failure_inside_a_stream_ends_it(talking: Path, seed: int, said: str) -> None:
+    """The status is sent already: the client gets the error as its last event, and no [DONE]."""
+    failing = Served(talking, program=FAILING)
+    try:
+        body = chat(stream=True, seed=seed, temperature=0.5)
+        status, _, answer = failing.send(request("POST", "/v1/chat/completions", json.dumps(body).encode()))
+        events = [json.loads(e) for e in re.findall(r"data: (\{.*\})", answer.decode())]
+        assert status == 200 and "error" not in events[0] and b"[DONE]" not in answer
+        assert events[-1]["error"] == {"message": said, "type": "server_error", "param": None, "code": None}
+        with pytest.raises(openai.APIError, match=said):
+            list(failing.client().chat.completions.create(**body))
+        failing.wait(failing.idle)
+        status, _, found = failing.post("/v1/chat/completions", chat(seed=seed, temperature=0.5))
+        assert (status, found["error"]["message"]) == (500, said)
+        failing.wait(failing.idle)
+    finally:
+        failing.close()
+
+
+def test_what_clients_say_is_not_logged(talking: Path) -> None:
+    """Neither words of a request nor line breaks in its path reach the log."""
+    served = Served(talking)
+    try:
+        served.post("/v1/chat/completions", chat("a secret word"))
+        served.post("/v1/chat/completions", chat("a secret word", top_p="a secret word"))
+        served.send(request("GET", "/a%0asecret%0dword"))
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.stderr is not None
+        log = served.process.stderr.read()
+    finally:
+        served.close()
+    assert "secret" not in log and "word" not in log
+
+
 def test_answers_take_turns(slow: Served) -> None:
     """Two answers at a time, so the second does not wait for the end of the first."""
 
@@ -431,7 +481,7 @@ def test_the_key(talking: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_let_answers_end(talking: Path, number: int, code: int) -> None:
-    served = Served(talking, slow=True)
+    served = Served(talking, program=SLOW)
     try:
         with served.connected() as connection:
             connection.settimeout(30)

@@ -30,6 +30,7 @@ from .requests import ChatRequest, CompletionRequest, chat_request, completion_r
 from .turns import FullError, Places, Turns
 
 OPEN_ROUTES = ("/health",)  # that need no key: what watches over a server has none
+FAILED = "the server failed; its log says why"
 _log = logging.getLogger(__name__)
 
 
@@ -128,7 +129,7 @@ class Server:
                 response = Response(status_code=499)  # nobody reads it
             except Exception:
                 _log.exception("a request to %s failed", route)
-                response = self._refusal(ApiError(500, "the server failed; its log says why"))
+                response = self._refusal(ApiError(500, FAILED))
             self.metrics.requests.labels(route, str(response.status_code)).inc()
             return response
 
@@ -267,7 +268,7 @@ class Server:
         return JSONResponse(refused.body(), error.status_code, headers=error.headers)
 
     async def _failure(self, _: Request, error: Exception) -> Response:
-        return self._refusal(ApiError(500, "the server failed; its log says why"))
+        return self._refusal(ApiError(500, FAILED))
 
 
 class Answer(Response):
@@ -331,11 +332,14 @@ class Answer(Response):
             async for token in self._generation.tokens():
                 self._note(token)
                 await put(event(self._reply.piece(token)))
-        except ApiError as error:  # the status is sent already
-            await put(event(error.body()))
-        else:
-            if self._include_usage:
-                await put(event(self._reply.counts(self._tokens)))
+        except Exception as error:  # the status is sent already
+            if not isinstance(error, ApiError):
+                _log.exception("an answer failed")
+            said = error if isinstance(error, ApiError) else ApiError(500, FAILED)
+            await put(event(said.body()), more=False)
+            return
+        if self._include_usage:
+            await put(event(self._reply.counts(self._tokens)))
         await put(event("[DONE]"), more=False)
 
     def _note(self, token: Token) -> None:
