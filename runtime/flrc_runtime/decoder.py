@@ -139,10 +139,5 @@ class Decoder:
             raise FlrcError(f"position {total} is outside the context of {self.cache.context}")
         # The mask is as long as the sequence: a view of n ones costs 2 µs and allocates nothing.
         binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask_pointer)
-        try:
-            with self._sessions.turns:
-                session.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime's errors share no base of their own
-            reason = str(error).split("Status Message: ")[-1].split("\n")[0]
-            raise FlrcError(f"stage {stage} failed at position {total - 1}: {reason}") from error
+        self._sessions.run(session, binding, stage=stage, position=total - 1)
         self.cache.length = total

@@ -116,12 +116,7 @@ class DeviceDecoder:
         for name, value in self.cache.values.items():
             binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             binding.bind_output(f"present.{name}", self._sessions.device or "cpu")
-        try:
-            with self._sessions.turns:
-                session.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime's errors share no base of their own
-            reason = str(error).split("Status Message: ")[-1].split("\n")[0]
-            raise FlrcError(f"stage {stage} failed at position {total - 1}: {reason}") from error
+        self._sessions.run(session, binding, stage=stage, position=total - 1)
         logits, *present = binding.get_outputs()
         self.cache.values = dict(zip(self.cache.values, present, strict=True))
         self.cache.length = total

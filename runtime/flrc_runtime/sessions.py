@@ -21,7 +21,7 @@ from .manifest import Manifest
 from .providers import CPU, Provider, add_provider, device_of, usable
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, NodeArg
+    from onnxruntime import InferenceSession, IOBinding, NodeArg
 
 OLDEST_ONNXRUNTIME = (1, 24, 2)  # earlier ones let a graph read weights outside its own folder
 _log = logging.getLogger(__name__)
@@ -95,9 +95,7 @@ class StageSessions:
     @property
     def device(self) -> str | None:
         """onnxruntime's name of the memory that the first provider works in; None where that is the host's."""
-        self.get(0)
-        assert self._providers
-        return device_of(self._providers[0])
+        return device_of(self._chosen()[0])
 
     @property
     def kv_shape(self) -> KvShape:
@@ -135,10 +133,27 @@ class StageSessions:
     def _checked(self, session: InferenceSession, name: str) -> KvShape:
         return check_graph(session, self._manifest, f"{self._folder.name}/{name}")
 
+    def run(self, session: InferenceSession, binding: IOBinding, *, stage: int, position: int) -> None:
+        """Run a graph whose inputs and outputs are bound, in this sequence's turn.
+
+        Args:
+            session: Of the stage.
+            binding: Of the session.
+            stage: Named in an error.
+            position: Of the last token fed, named in an error.
+
+        Raises:
+            FlrcError: It failed.
+        """
+        try:
+            with self.turns:
+                session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's errors share no base of their own
+            reason = str(error).split("Status Message: ")[-1].split("\n")[0]
+            raise FlrcError(f"stage {stage} failed at position {position}: {reason}") from error
+
     def _load(self, name: str) -> InferenceSession:
         check_onnxruntime()
-        if self._providers is None:
-            self._providers = usable(self._wanted)
         if self._packed is not None:
             try:
                 return self._session(resolve_inside(self._packed, name), packed=True)
@@ -157,7 +172,7 @@ class StageSessions:
                 return self._session(path, packed=False)
             except Exception as error:
                 reason = loading_error(error, self._folder)
-                first, *rest = self._providers
+                first, *rest = self._chosen()
                 if first.name == CPU or not rest:
                     raise FormatError(
                         f"{self._folder.name}/{name} does not load in onnxruntime: {reason}",
@@ -165,6 +180,12 @@ class StageSessions:
                     ) from error
                 _log.warning("%s cannot run %s (%s); using %s", first.name, name, reason, rest[0].name)
                 self._providers = usable(rest)
+
+    def _chosen(self) -> list[Provider]:
+        """Return the providers in use: those wanted that this machine has, less those that refused a graph."""
+        if self._providers is None:
+            self._providers = usable(self._wanted)
+        return self._providers
 
     def _session(self, graph: Path, *, packed: bool) -> InferenceSession:
         import onnxruntime
@@ -183,10 +204,10 @@ class StageSessions:
             options.profile_file_prefix = str(self._trace)
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        assert self._providers
-        if [p.name for p in self._providers] == [CPU]:
+        chosen = self._chosen()
+        if [p.name for p in chosen] == [CPU]:
             return onnxruntime.InferenceSession(str(graph), options, providers=[CPU])
-        for provider in self._providers:
+        for provider in chosen:
             if provider.name != CPU:  # which onnxruntime adds by itself, as the last
                 add_provider(options, provider)
         return onnxruntime.InferenceSession(str(graph), options)

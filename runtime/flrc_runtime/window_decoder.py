@@ -267,12 +267,7 @@ class WindowDecoder:
             self.cache.bind(bound.binding)
             for name, array in inputs.items():
                 bound.binding.bind_cpu_input(name, array)
-        try:
-            with self._sessions.turns:
-                bound.session.run_with_iobinding(bound.binding)
-        except Exception as error:  # onnxruntime's errors share no base of their own
-            reason = str(error).split("Status Message: ")[-1].split("\n")[0]
-            raise FlrcError(f"stage {stage} failed at position {start + count - 1}: {reason}") from error
+        self._sessions.run(bound.session, bound.binding, stage=stage, position=start + count - 1)
         self.cache.append(bound.keys, bound.values, count)
         row: FloatArray = bound.logits[0, 0]
         return row
