@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from platform import machine
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from flrc_edge.errors import FlrcError, UsageError
-from flrc_exporters.qnn import Placement, compile_static, placement, qnn_provider
+from flrc_exporters.qnn import Placement, compile_static, placement, qnn_provider, quantize_static
 from flrc_runtime import load
 from flrc_runtime import manifest as manifests
 from flrc_runtime.engine import Model
@@ -23,6 +23,7 @@ from flrc_runtime.providers import QNN, Provider, add_provider, usable
 
 TEXT = Path(__file__).parent / "data" / "austen_heldout.txt"
 _PACKAGES = {"QNNExecutionProvider": "onnxruntime-qnn", "WebGpuExecutionProvider": "onnxruntime-ep-webgpu"}
+Precision = Literal["fp16", "a16w8"]
 Progress = Callable[[str, int, int], None]
 
 
@@ -85,7 +86,13 @@ class OnAccelerator:
 
 
 def measure(
-    bundle: Path, provider: str, *, soc: str | None, tokens: int, progress: Progress | None = None
+    bundle: Path,
+    provider: str,
+    *,
+    soc: str | None,
+    tokens: int,
+    precision: Precision = "fp16",
+    progress: Progress | None = None,
 ) -> OnAccelerator:
     """Feed given tokens through all stages, an equal number each, on an accelerator and on the CPU.
 
@@ -94,6 +101,7 @@ def measure(
         provider: As :meth:`flrc_runtime.providers.Provider.parse` reads it.
         soc: For QNN, the name of the SoC.
         tokens: How many, of Austen's "Persuasion".
+        precision: For QNN: ``fp16``, or ``a16w8`` (int8 weights, 16-bit activations).
         progress: Called with what is being done, steps done and steps in all.
 
     Raises:
@@ -118,11 +126,20 @@ def measure(
     wanted, _ = _forced(reference, ids, stages, None)
     with tempfile.TemporaryDirectory(prefix="flrc-edge-") as scratch:
         if chosen.name == QNN:
+            quantized = None
+            if precision == "a16w8":
+                windows = calibration_windows(reference)
+                quantized = quantize_static(bundle, windows, Path(scratch), progress=progress)
             alone, placements = compile_static(
-                bundle, Path(scratch) / "alone", soc=str(soc), share=False, progress=progress
+                bundle,
+                Path(scratch) / "alone",
+                soc=str(soc),
+                share=False,
+                quantized=quantized,
+                progress=progress,
             )
             together, _ = compile_static(
-                bundle, Path(scratch) / "together", soc=str(soc), share=True, progress=progress
+                bundle, Path(scratch) / "together", soc=str(soc), quantized=quantized, progress=progress
             )
             sizes, shared = _binaries(alone), sum(together.weight_sizes().values())
             found, times = _forced(load(Path(scratch) / "alone", providers=[chosen]), ids, stages, progress)
@@ -134,7 +151,7 @@ def measure(
         model=content.model.name,
         dtype=content.dtype,
         provider=chosen.name,
-        options={"soc": soc.upper()} if soc else dict(chosen.options),
+        options={"soc": soc.upper(), "precision": precision} if soc else dict(chosen.options),
         window=reference.context,
         graphs=tuple(_graph(name, placements[name], sizes.get(name, 0)) for name in sorted(names)),
         shared_bytes=shared,
@@ -146,6 +163,16 @@ def measure(
         conditions=f"{machine()}, onnxruntime {version('onnxruntime')}, "
         f"{_PACKAGES.get(chosen.name, '')} {version(_PACKAGES.get(chosen.name, 'onnxruntime'))}",
     )
+
+
+def calibration_windows(model: Model) -> list[list[int]]:
+    """Return token ids of the built-in calibration texts, at most 96 of each, for ranges of activations."""
+    most = min(96, model.context - 1)
+    texts = [
+        (TEXT.parent / f"{name}_calibration.txt").read_text("utf-8")[:2000]
+        for name in ("wikitext2", "austen")
+    ]
+    return [model.tokenizer.encode(text)[:most] for text in texts]
 
 
 def _forced(

@@ -337,7 +337,7 @@ def speed_table(c: Mapping[str, Any]) -> str:
 def accelerator_table(c: Mapping[str, Any]) -> str:
     """Return where the nodes of a bundle run on an accelerator, and how far its logits are from the CPU's."""
     soc = c["options"].get("soc")
-    option = f"qnn --soc {soc}" if soc else c["provider"]
+    option = f"qnn --soc {soc} --precision {c['options']['precision']}" if soc else c["provider"]
     lines = [
         f"`flrc-edge place BUNDLE --provider {option} --tokens {c['tokens']} --save docs/benchmarks.json`",
         "",

@@ -111,7 +111,7 @@ def export(
         for stage in range(written.plan.num_stages):
             if prefill is None:
                 model = build_stage(config, groups, stage=stage, formats=formats, context=positions)
-                used = _write_graph(folder / stage_file(stage), model, weights)
+                used = _write_graph(folder / stage_file(stage), model, weights, static=False)
                 check_graph(folder / stage_file(stage), config, context=positions)
             else:
                 for count in (prefill, 1):
@@ -119,7 +119,7 @@ def export(
                         config, groups, stage=stage, formats=formats, window=positions, count=count
                     )
                     name = stage_file(stage) if count == 1 else prefill_graph(stage_file(stage))
-                    used = _write_graph(folder / name, model, weights)
+                    used = _write_graph(folder / name, model, weights, static=True)
                     check_static_graph(folder / name)
             size = bytes_read(used, config.vocab_size)
             stages.append(StageInfo(stage_file(stage), round(written.plan.kept(stage), 6), size))
@@ -162,11 +162,11 @@ def _formats(written: Manifest, dtype: Dtype | None, head: Dtype | None) -> tupl
     return dtype or "int4", rounded_plan(written.plan, chosen, embedding=embedding)
 
 
-def _write_graph(path: Path, model: Any, weights: WeightFile) -> list[Stored]:
+def _write_graph(path: Path, model: Any, weights: WeightFile, *, static: bool) -> list[Stored]:
     """Write a graph that reads the weight file; return the tensors it reads."""
     used = attach_weights(model, weights.table, path.parent)
     save_stage(model, path)
-    check_graph_file(path, {FILE_NAME: weights.path.stat().st_size})
+    check_graph_file(path, {FILE_NAME: weights.path.stat().st_size}, static=static)
     return used
 
 

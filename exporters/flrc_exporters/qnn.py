@@ -7,10 +7,11 @@ binaries of all graphs may share one copy of the weights; the simulator runs onl
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flrc_runtime import load
 from flrc_runtime import manifest as manifests
 from flrc_runtime.errors import FlrcError, UsageError
 from flrc_runtime.files import write_json
@@ -19,6 +20,9 @@ from flrc_runtime.manifest import CARD, FILE_NAME, Manifest, prefill_graph
 from flrc_runtime.model_card import write_card
 from flrc_runtime.output_folder import check_output_folder, published_folder
 from flrc_runtime.providers import QNN, Provider, add_provider, usable
+from flrc_runtime.window_decoder import WindowSessions
+
+from .activation_quantization import calibration_feeds, quantize_graph
 
 PLACEMENT = "placement.json"
 # Name -> (model number, version of the Hexagon architecture), as Qualcomm's SDK numbers them. Of these, the
@@ -70,6 +74,7 @@ def compile_static(
     *,
     soc: str,
     share: bool = True,
+    quantized: Mapping[str, Path] | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Manifest, dict[str, Placement]]:
@@ -80,6 +85,8 @@ def compile_static(
         output: The folder to write; published by one rename, or left as it was.
         soc: Name of the SoC.
         share: Let all binaries share one copy of the weights, which phones can run and the x86-64 simulator cannot.
+        quantized: What :func:`quantize_static` wrote of this bundle: then weights are int8 and activations 16 bits;
+            without, both are float16.
         overwrite: Replace an earlier folder.
         progress: Called with what is being done, graphs done and graphs in all.
 
@@ -101,7 +108,9 @@ def compile_static(
         sessions = []  # the compiler shares weights among sessions that are open together
         for i, name in enumerate(graphs):
             compiler = _Compiler(provider, share=share, last=i + 1 == len(graphs))
-            session, placements[name] = compiler.compile(bundle / name, folder / name)
+            session, placements[name] = compiler.compile(
+                (quantized or {}).get(name, bundle / name), folder / name
+            )
             if share:
                 sessions.append(session)
             if progress is not None:
@@ -115,12 +124,44 @@ def compile_static(
             for name, p in placements.items()
         }
         write_json(folder / PLACEMENT, {"soc": soc.upper(), "graphs": report})
-        written = replace(content, files={})
+        written = replace(content, files={}, dtype="a16w8" if quantized else content.dtype)
         write_card(folder, written)
         sealed = manifests.seal(folder, written)
         for name in graphs:
-            check_graph_file(folder / name, sealed.weight_sizes())
+            check_graph_file(folder / name, sealed.weight_sizes(), static=True)
         return sealed, placements
+
+
+def quantize_static(
+    bundle: Path,
+    windows: Sequence[Sequence[int]],
+    folder: Path,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Path]:
+    """Write every graph of a static bundle with int8 weights and 16-bit activations (activation_quantization.py).
+
+    Args:
+        bundle: What ``export --graph static`` wrote.
+        windows: Token ids of texts to calibrate on.
+        folder: Where to write.
+        progress: Called with what is being done, graphs done and graphs in all.
+
+    Returns:
+        The new graph of each, by the name of the old one.
+    """
+    model = load(bundle)
+    assert isinstance(model.sessions, WindowSessions)
+    found: dict[str, Path] = {}
+    for stage, info in enumerate(model.manifest.stages):
+        chunk = model.sessions.tokens_at_once(stage)
+        for name, prefill in ((info.graph, None), (prefill_graph(info.graph), chunk)):
+            feeds = calibration_feeds(model, windows, stage, prefill=prefill)
+            found[name] = folder / name
+            quantize_graph(bundle / name, found[name], feeds)
+            if progress is not None:
+                progress("quantize", len(found), 2 * len(model.manifest.stages))
+    return found
 
 
 @dataclass(frozen=True)

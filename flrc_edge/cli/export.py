@@ -66,6 +66,13 @@ LEVELS: dict[str, AccuracyLevel] = {"0": 0, "4": 4}
 )
 @click.option("--soc", metavar="NAME", help="With --target qnn: the SoC, such as SM8650.")
 @click.option(
+    "--precision",
+    type=click.Choice(["fp16", "a16w8"]),
+    default="fp16",
+    show_default=True,
+    help="With --target qnn: float16, or int8 weights and 16-bit activations, calibrated on built-in texts.",
+)
+@click.option(
     "--share/--no-share",
     default=True,
     show_default=True,
@@ -92,6 +99,7 @@ def command(
     prefill: int | None,
     target: str | None,
     soc: str | None,
+    precision: str,
     share: bool,
     optimum_python: str | None,
     overwrite: bool,
@@ -153,8 +161,22 @@ def command(
             progress=progress,
         )
         if soc is not None:
+            quantized = None
+            if precision == "a16w8":
+                from flrc_edge.accelerators import calibration_windows
+                from flrc_exporters.qnn import quantize_static
+                from flrc_runtime import load
+
+                windows = calibration_windows(load(written))
+                quantized = quantize_static(written, windows, Path(scratch), progress=progress)
             manifest, placed = compile_static(
-                written, output, soc=soc, share=share, overwrite=overwrite, progress=progress
+                written,
+                output,
+                soc=soc,
+                share=share,
+                quantized=quantized,
+                overwrite=overwrite,
+                progress=progress,
             )
     if as_json:
         click.echo(json.dumps(_summary(manifest, output), indent=1))

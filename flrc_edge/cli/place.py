@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,6 +17,13 @@ from flrc_edge.errors import UsageError
 @click.option("--provider", default="qnn", show_default=True, help="webgpu, qnn or a name of onnxruntime's.")
 @click.option("--soc", metavar="NAME", help="With qnn: the SoC, such as SM8650.")
 @click.option(
+    "--precision",
+    type=click.Choice(["fp16", "a16w8"]),
+    default="fp16",
+    show_default=True,
+    help="With qnn: float16, or int8 weights and 16-bit activations.",
+)
+@click.option(
     "--tokens", type=int, default=16, show_default=True, help="Given tokens to run, all stages in turn."
 )
 @click.option(
@@ -26,7 +34,13 @@ from flrc_edge.errors import UsageError
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    bundle: Path, provider: str, soc: str | None, tokens: int, save: Path | None, as_json: bool
+    bundle: Path,
+    provider: str,
+    soc: str | None,
+    precision: Any,
+    tokens: int,
+    save: Path | None,
+    as_json: bool,
 ) -> None:
     """Say where an accelerator runs the nodes of BUNDLE, and how far its logits are from the CPU's.
 
@@ -43,17 +57,17 @@ def command(
     from flrc_edge.accelerators import measure
 
     with from_context() as progress:
-        found = measure(bundle, provider, soc=soc, tokens=tokens, progress=progress)
+        found = measure(bundle, provider, soc=soc, tokens=tokens, precision=precision, progress=progress)
     if save is not None:
         from flrc_edge import report
 
-        name = provider.partition(":")[0]
+        name = " ".join([provider.partition(":")[0], *([precision] if soc else [])])
         report.save(save, "accelerators", f"{found.model} {found.dtype} {name}", found.as_dict())
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=1))
         return
     for graph in found.graphs:
-        rest = f", elsewhere: {', '.join(graph.elsewhere)}" if graph.elsewhere else ""
+        rest = f", elsewhere: {', '.join(sorted(set(graph.elsewhere)))}" if graph.elsewhere else ""
         size = f", {graph.binary_bytes / 1e6:.1f} MB alone" if graph.binary_bytes else ""
         click.echo(f"{graph.name}: {graph.placed} of {graph.nodes} nodes on {found.provider}{rest}{size}")
     if found.shared_bytes:

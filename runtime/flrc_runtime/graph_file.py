@@ -12,26 +12,27 @@ from pathlib import Path
 from .errors import FlrcError, FormatError
 from .protobuf import fields
 
-OPERATORS = {
+Operators = Mapping[str, set[str]]  # by domain
+# Of the fused graphs, which the Java engine knows as well, and of those of fixed shapes.
+FUSED = {
     "": {
-        *("Add", "Cast", "CastLike", "Concat", "Gather", "Gelu", "Gemm", "MatMul", "Mul", "Neg"),
-        *("RMSNormalization", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split"),
-        *("Sub", "Transpose", "Unsqueeze"),
+        *("Add", "Cast", "CastLike", "Concat", "Gather", "Gelu", "MatMul", "Mul", "ReduceSum", "Reshape"),
+        *("Shape", "Slice", "Split", "Sub"),
     },
     "com.microsoft": {
-        *(
-            "EPContext",
-            "FusedMatMul",
-            "GatherBlockQuantized",
-            "GroupQueryAttention",
-            "MatMulNBits",
-            "QuickGelu",
-        ),
+        *("FusedMatMul", "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "QuickGelu"),
         *("RotaryEmbedding", "SkipSimplifiedLayerNormalization"),
     },
 }
+STATIC = {
+    "": {
+        *("Add", "Concat", "DequantizeLinear", "Gather", "Gelu", "Gemm", "MatMul", "Mul", "Neg"),
+        *("QuantizeLinear", "RMSNormalization", "Reshape", "Sigmoid", "Slice", "Softmax", "Split"),
+        *("Transpose", "Unsqueeze"),
+    },
+    "com.microsoft": {"EPContext", "GatherBlockQuantized", "MatMulNBits"},
+}
 _COMPILED = "EPContext"  # a part of the graph that was compiled for one accelerator
-OPERATORS["ai.onnx"] = OPERATORS[""]  # the same domain
 
 _MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 20, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER = 1, 5, 15
@@ -41,12 +42,13 @@ _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 
 _TENSOR_EXTERNAL = 13
 
 
-def check_graph_file(path: Path, sizes: Mapping[str, int]) -> None:
+def check_graph_file(path: Path, sizes: Mapping[str, int], *, static: bool = False) -> None:
     """Refuse a graph that holds what ``export`` does not write.
 
     Args:
         path: The graph.
         sizes: Bytes of the files, by name, that its weights or compiled parts may lie in.
+        static: Whether it is a graph of a static bundle.
 
     Raises:
         FormatError: It is no graph, or one with an operator, a function or weights of another kind.
@@ -59,7 +61,7 @@ def check_graph_file(path: Path, sizes: Mapping[str, int]) -> None:
                 raise FormatError("it holds functions or a way to train")
             if part.number == _MODEL_GRAPH and part.value is not None:
                 graphs += 1
-                _check_graph(part.value, sizes)
+                _check_graph(part.value, sizes, STATIC if static else FUSED)
         if graphs != 1:
             raise FormatError(f"it holds {graphs} graphs")
     except (FlrcError, OSError, UnicodeDecodeError, ValueError) as error:
@@ -69,19 +71,19 @@ def check_graph_file(path: Path, sizes: Mapping[str, int]) -> None:
         ) from None
 
 
-def _check_graph(graph: memoryview, sizes: Mapping[str, int]) -> None:
+def _check_graph(graph: memoryview, sizes: Mapping[str, int], known: Operators) -> None:
     for part in fields(graph):
         if part.number == _GRAPH_SPARSE_INITIALIZER:
             raise FormatError("it holds sparse weights")
         if part.value is None:
             continue
         if part.number == _GRAPH_NODE:
-            _check_node(part.value, sizes)
+            _check_node(part.value, sizes, known)
         elif part.number == _GRAPH_INITIALIZER:
             _check_tensor(part.value, sizes)
 
 
-def _check_node(node: memoryview, sizes: Mapping[str, int]) -> None:
+def _check_node(node: memoryview, sizes: Mapping[str, int], known: Operators) -> None:
     kind, domain, binary = "", "", ""
     for part in fields(node):
         if part.value is None:
@@ -94,7 +96,7 @@ def _check_node(node: memoryview, sizes: Mapping[str, int]) -> None:
             binary = _check_attribute(part.value) or binary
     if kind == _COMPILED and binary and binary not in sizes:  # further parts of one file name none
         raise FormatError("what was compiled is in no file of this folder")
-    if kind not in OPERATORS.get(domain, ()):
+    if kind not in known.get("" if domain == "ai.onnx" else domain, ()):
         raise FormatError(f"the operator {f'{domain}.' if domain else ''}{kind} is not known")
 
 

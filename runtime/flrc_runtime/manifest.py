@@ -475,7 +475,8 @@ def verify(folder: Path, kind: Kind | None = None) -> Manifest:
     if manifest.kind in ("bundle", "static"):
         for name in manifest.files:
             if name.endswith(".onnx"):
-                check_graph_file(resolve_inside(folder, name), manifest.weight_sizes())
+                static = manifest.kind == "static"
+                check_graph_file(resolve_inside(folder, name), manifest.weight_sizes(), static=static)
         if GENAI_FILE in manifest.files:
             check_genai_file(folder, manifest)
     return manifest

@@ -166,7 +166,7 @@ class StageSessions:
                 shutil.rmtree(self._packed, ignore_errors=True)  # the next load makes them again
                 self._packed = None
         path = resolve_inside(self._folder, name)
-        check_graph_file(path, self._manifest.weight_sizes())
+        check_graph_file(path, self._manifest.weight_sizes(), static=self._manifest.kind == "static")
         while True:
             try:
                 return self._session(path, packed=False)

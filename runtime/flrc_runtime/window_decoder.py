@@ -52,6 +52,10 @@ class WindowSessions(StageSessions):
         """
         return self._get(prefill_graph(self._manifest.stages[stage].graph))
 
+    def tokens_at_once(self, stage: int) -> int:
+        """Return the tokens of a prompt that one run of a stage takes."""
+        return _count(self.prefill(stage), self._folder.name)
+
     def _checked(self, session: InferenceSession, name: str) -> KvShape:
         where = f"{self._folder.name}/{name}"
         model = self.model
@@ -116,11 +120,12 @@ class Window:
         self.context, self.length = context, 0
         self._keys = np.zeros((shape.layers, 1, shape.heads, shape.head_dim, size), np.float32)
         self._values = np.zeros((shape.layers, 1, shape.heads, size, shape.head_dim), np.float32)
-        self._bound = {
-            f"past_key_values.{i}.{kind}": OrtValue.ortvalue_from_numpy(part)
-            for kind, parts in (("key", self._keys), ("value", self._values))
-            for i, part in enumerate(parts)
-        }
+        self._bound = {name: OrtValue.ortvalue_from_numpy(part) for name, part in self.arrays().items()}
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return every buffer by the name of its input; positions that are not filled hold what was there."""
+        pairs = (("key", self._keys), ("value", self._values))
+        return {f"past_key_values.{i}.{kind}": part for kind, parts in pairs for i, part in enumerate(parts)}
 
     def bind(self, binding: IOBinding) -> None:
         """Bind every buffer as the past of a graph."""
@@ -212,6 +217,12 @@ class WindowDecoder:
             row = self._run(piece, stage, prefill=len(piece) > 1)
         return row.copy()
 
+    def feeds(self, ids: Sequence[int], stage: int, *, prefill: bool) -> dict[str, NDArray[np.generic]]:
+        """Return what a graph would be given for these tokens, copied, without running it (for calibration)."""
+        bound = self._graph(stage, prefill=prefill)
+        self._fill(bound.inputs, ids)
+        return {name: array.copy() for name, array in (bound.inputs | self.cache.arrays()).items()}
+
     def close(self) -> None:
         """Free the buffers."""
         self._bound.clear()
@@ -251,26 +262,29 @@ class WindowDecoder:
         bound, count, start = self._graph(stage, prefill=prefill), len(ids), self.cache.length
         if start + count > self.cache.context:
             raise FlrcError(f"position {start + count} is outside the context of {self.cache.context}")
-        inputs = bound.inputs
-        inputs["input_ids"][0, :count] = ids
-        inputs["input_ids"][0, count:] = 0
-        positions = np.arange(start, start + bound.count)
-        inputs["position_ids"][0] = np.minimum(positions, self._sessions.model.context_length - 1)
-        for name in (BIAS, LOCAL_BIAS):
-            if name in inputs:
-                _fill_bias(
-                    inputs[name][0, 0], start, self._sessions.local_window if name == LOCAL_BIAS else None
-                )
-        if LAST in inputs:
-            inputs[LAST][0] = count - 1
+        self._fill(bound.inputs, ids)
         if self._sessions.device is not None:  # what was bound was copied there, as it was then
             self.cache.bind(bound.binding)
-            for name, array in inputs.items():
+            for name, array in bound.inputs.items():
                 bound.binding.bind_cpu_input(name, array)
         self._sessions.run(bound.session, bound.binding, stage=stage, position=start + count - 1)
         self.cache.append(bound.keys, bound.values, count)
         row: FloatArray = bound.logits[0, 0]
         return row
+
+    def _fill(self, inputs: dict[str, NDArray[np.generic]], ids: Sequence[int]) -> None:
+        """Write what says which tokens come next, and where they are."""
+        count, start = len(ids), self.cache.length
+        inputs["input_ids"][0, :count] = ids
+        inputs["input_ids"][0, count:] = 0
+        positions = np.arange(start, start + inputs["input_ids"].shape[1])
+        inputs["position_ids"][0] = np.minimum(positions, self._sessions.model.context_length - 1)
+        for name in (BIAS, LOCAL_BIAS):
+            if name in inputs:
+                local = self._sessions.local_window if name == LOCAL_BIAS else None
+                _fill_bias(inputs[name][0, 0], start, local)
+        if LAST in inputs:
+            inputs[LAST][0] = count - 1
 
 
 def _fill_bias(bias: NDArray[np.generic], start: int, local: int | None) -> None:

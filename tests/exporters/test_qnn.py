@@ -90,6 +90,25 @@ def test_place_measures_it(compiler: None, tmp_path: Path) -> None:
     assert "relative L2" in saved.with_suffix(".md").read_text()
 
 
+def test_integers_with_calibrated_activations(compiler: None, tmp_path: Path) -> None:
+    """Coarser than float16: the figures are in docs/accelerators.md."""
+    options = ("--context", 64, "--prefill", 8)
+    assert run("export", CHECKPOINT, "-o", tmp_path / "b", "--graph", "static", *options).exit_code == 0
+    done = run("place", tmp_path / "b", "--soc", "SM8650", "--precision", "a16w8", "--tokens", 12, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout[done.stdout.index("{") :])
+    for graph in found["graphs"]:
+        assert (
+            set(graph["elsewhere"]) <= {"QuantizeLinear", "DequantizeLinear"} and len(graph["elsewhere"]) < 40
+        )
+    assert 1e-3 < found["relative_l2"] < 0.25
+    target = ("--target", "qnn", "--soc", "SM8650", "--no-share", "--precision", "a16w8", *options)
+    assert run("export", CHECKPOINT, "-o", tmp_path / "c", *target).exit_code == 0
+    assert manifest.read(tmp_path / "c").dtype == "a16w8"
+    model = flrc_runtime.load(tmp_path / "c", providers=[SIMULATOR])
+    assert len(flrc_runtime.generate(model, "Once", max_tokens=10, chat=False).token_ids) == 10
+
+
 def test_what_cannot_be_is_one_sentence(compiled: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     assert run("export", CHECKPOINT, "-o", shared, "--target", "qnn", "--soc", "SM8650").exit_code == 0

@@ -13,7 +13,7 @@ import pytest
 import flrc_runtime
 from flrc_runtime import manifest
 from flrc_runtime.errors import FormatError
-from flrc_runtime.graph_file import OPERATORS, check_graph_file
+from flrc_runtime.graph_file import FUSED, STATIC, check_graph_file
 from tests.attacks.graphs import ATTACKS, Attack, apply
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_no_graph_and_two(tmp_path: Path, stories_bundle: Path) -> None:
 
 def test_every_operator_is_one_of_onnxruntime() -> None:
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
-    assert OPERATORS[""] <= known
+    assert FUSED[""] | STATIC[""] <= known
 
 
 def test_the_java_engine_knows_the_same_operators() -> None:
@@ -67,4 +67,4 @@ def test_the_java_engine_knows_the_same_operators() -> None:
     for domain, name in (("", "STANDARD"), ("com.microsoft", "MICROSOFT")):
         listed = re.search(rf"{name} = new HashSet<>\(Arrays\.asList\((.*?)\)\);", source, re.DOTALL)
         assert listed is not None
-        assert set(re.findall(r'"(\w+)"', listed[1])) == OPERATORS[domain]
+        assert set(re.findall(r'"(\w+)"', listed[1])) == FUSED[domain]
