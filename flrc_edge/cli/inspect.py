@@ -10,7 +10,7 @@ import click
 
 from flrc_edge.cli.stage_text import schedule_text
 from flrc_runtime import manifest
-from flrc_runtime.manifest import Manifest
+from flrc_runtime.manifest import KIND_NAMES, Manifest
 
 
 @click.command()
@@ -36,7 +36,8 @@ def _summary(content: Manifest) -> list[str]:
     model, plan, schedule = content.model, content.plan, content.schedule
     size = sum(f.size for f in content.files.values())
     lines = [
-        f"{content.kind} of {model.name} ({model.architecture}, {model.parameters / 1e6:.1f} M parameters), "
+        f"{KIND_NAMES[content.kind]} of {model.name} ({model.architecture}, {model.parameters / 1e6:.1f} M "
+        "parameters), "
         f"{content.dtype}, {size / 1e6:.1f} MB in {len(content.files) + 1} files",
         f"allocator {plan.allocator}, factors {content.factorization}, "
         f"{sum(p.dense for p in plan.projections)} of {len(plan.projections)} projections dense",

@@ -114,7 +114,7 @@ def open_subject(name: str) -> Subject:
 
         return open_model_subject(name)
     content = manifest.read(folder)
-    if content.kind == "bundle":
+    if content.kind in ("bundle", "static"):
         from flrc_edge.evaluation.bundle_subject import BundleSubject
 
         return BundleSubject(folder, content)

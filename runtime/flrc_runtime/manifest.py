@@ -28,9 +28,18 @@ MAX_STAGES = 64
 
 Kind = Literal["checkpoint", "bundle", "static", "portable"]
 Storage = Literal["plain", "pivoted"]
+KIND_NAMES: dict[Kind, str] = {
+    "checkpoint": "checkpoint",
+    "bundle": "bundle",
+    "static": "static bundle",
+    "portable": "portable folder",
+}
 # By the kind that is there and the one that is needed.
 _HINTS = {
     ("checkpoint", "bundle"): "flrc-edge export writes a bundle",
+    ("checkpoint", "static"): "flrc-edge export --graph static writes one",
+    ("bundle", "static"): "flrc-edge export --graph static writes one",
+    ("portable", "static"): "flrc-edge export --graph static writes one",
     ("checkpoint", "portable"): "flrc-edge export --graph optimum writes one",
     ("bundle", "checkpoint"): "flrc-edge compress writes a checkpoint",
     ("bundle", "portable"): "flrc-edge export --graph optimum writes one",
@@ -421,8 +430,10 @@ def parse(folder: Path, kind: Kind | None = None) -> Manifest:
         manifest = replace(manifest, files={n: f for n, f in manifest.files.items() if n != CARD})
     static_will_do = kind == "bundle" and manifest.kind == "static"
     if kind is not None and manifest.kind != kind and not static_will_do:
-        found = "portable folder" if manifest.kind == "portable" else manifest.kind
-        raise FormatError(f"{folder.name} is a {found}, not a {kind}", hint=_HINTS[manifest.kind, kind])
+        raise FormatError(
+            f"{folder.name} is a {KIND_NAMES[manifest.kind]}, not a {KIND_NAMES[kind]}",
+            hint=_HINTS[manifest.kind, kind],
+        )
     for name in manifest.files:
         check_name(folder, name)
     for name in manifest.required_files():

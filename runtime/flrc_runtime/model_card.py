@@ -5,14 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .manifest import CARD, Manifest
+from .manifest import CARD, KIND_NAMES, Manifest
 
-_KINDS = {
-    "checkpoint": "checkpoint",
-    "bundle": "bundle",
-    "static": "static bundle",
-    "portable": "portable folder",
-}
 _RUN = {
     "bundle": """```sh
 pip install flrc-edge
@@ -77,12 +71,12 @@ def model_card(manifest: Manifest) -> str:
         "library_name: flrc-edge",
         "pipeline_tag: text-generation",
         f"tags: {json.dumps(tags)}",
-        f"model_name: {json.dumps(f'{model.name}, {_KINDS[manifest.kind]} of flrc-edge')}",
+        f"model_name: {json.dumps(f'{model.name}, {KIND_NAMES[manifest.kind]} of flrc-edge')}",
         "---",
         "",
         f"# {_plain(model.name)}, low-rank",
         "",
-        f"A {_KINDS[manifest.kind]} of {_plain(model.name)} ({model.architecture}, {model.parameters / 1e6:,.1f} M "
+        f"A {KIND_NAMES[manifest.kind]} of {_plain(model.name)} ({model.architecture}, {model.parameters / 1e6:,.1f} M "
         f"parameters), compressed with flrc-edge: {_projections(manifest)}. Numbers: "
         f"{manifest.dtype}{f', embedding and head {plan.embedding}' if plan.embedding else ''}.",
         "",

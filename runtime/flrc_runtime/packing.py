@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .cache import cache_folder
-from .errors import FlrcError
+from .errors import FlrcError, UsageError
 from .files import resolve_inside
 from .graph_file import check_graph_file
-from .manifest import Manifest
+from .manifest import KIND_NAMES, Manifest
 from .sessions import check_onnxruntime, loading_error
 from .shared_weights import SharedWeights
 
@@ -99,8 +99,11 @@ def pack(folder: Path, manifest: Manifest, *, progress: Callable[[int, int], Non
         The folder with one graph a stage, named as in the bundle, and their weights.
 
     Raises:
+        UsageError: It is a static bundle.
         FlrcError: onnxruntime is too old or does not pack a stage, or the cache cannot be written or has no room.
     """
+    if manifest.kind != "bundle":
+        raise UsageError(f"{folder.name} is a {KIND_NAMES[manifest.kind]}; only fused graphs are packed")
     check_onnxruntime()
     found = find_packed(manifest)
     if found is not None:

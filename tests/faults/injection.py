@@ -81,7 +81,9 @@ def install() -> None:
     save = safetensors.torch.save_file
     wrapped = _wrapped(save, lambda arguments: arguments[1])
     for module in list(sys.modules.values()):
-        if getattr(module, "save_file", None) is save:
+        if (
+            getattr(module, "__dict__", {}).get("save_file") is save
+        ):  # no module that makes its names when asked
             module.save_file = wrapped  # type: ignore[attr-defined]
     os.fsync = _wrapped(os.fsync, _of_descriptor)
     sys.addaudithook(_hook)

@@ -106,7 +106,9 @@ def test_graphs_of_other_shapes_are_refused(static: Path, bundle: Any, tmp_path:
 
 
 def test_it_is_no_bundle_for_others(static: Path) -> None:
-    with pytest.raises(FormatError, match="is a static, not a checkpoint"):
+    with pytest.raises(FormatError, match="is a static bundle, not a checkpoint"):
         manifest.read(static, "checkpoint")
     manifest.verify(static, "static")
     assert manifest.read(static, "bundle").kind == "static"
+    with pytest.raises(UsageError, match="bundle is a static bundle; only fused graphs are packed"):
+        flrc_runtime.packing.pack(static, manifest.read(static))
