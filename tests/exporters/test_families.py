@@ -126,6 +126,7 @@ def test_every_stage_equals_torch(family: tuple[Any, Path], ids: torch.Tensor, o
         assert np.abs(open_stage(graph).forced(ids, 40) - wanted).max() <= bound
 
 
+@fewer
 def test_static_stages_equal_torch(family: tuple[Any, Path], ids: torch.Tensor, tmp_path: Path) -> None:
     """Graphs of fixed shapes: windows, rotary kinds, norms and biases of every family, across moves of stage."""
     checkpoint, _ = family
@@ -146,6 +147,7 @@ def test_static_stages_equal_torch(family: tuple[Any, Path], ids: torch.Tensor, 
     assert np.abs(model.logits(some, stages=stages) - fused).max() <= bound
 
 
+@fewer
 def test_integer_graphs_hold_what_the_runtime_takes(family: tuple[Any, Path], tmp_path: Path) -> None:
     """Operators of every family, which export compares with those that the runtime lets onnxruntime see."""
     checkpoint, _ = family

@@ -90,6 +90,7 @@ def test_place_measures_it(compiler: None, tmp_path: Path) -> None:
     assert "relative L2" in saved.with_suffix(".md").read_text()
 
 
+@pytest.mark.full
 def test_integers_with_calibrated_activations(compiler: None, tmp_path: Path) -> None:
     """Coarser than float16: the figures are in docs/accelerators.md."""
     options = ("--context", 64, "--prefill", 8)
