@@ -50,10 +50,21 @@ def test_what_is_missing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
 
 
 def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    import onnxruntime
+
+    register = onnxruntime.register_execution_provider_library
+
+    def refuses(name: str, path: str) -> None:
+        register(f"{name}2", path)  # a name that is free in this process
+
     library = tmp_path / "libqnn.so"
     library.write_bytes(b"no library")
     module = SimpleNamespace(get_library_path=lambda: str(library))
     monkeypatch.setitem(sys.modules, "onnxruntime_qnn", module)
+    monkeypatch.setattr(
+        "onnxruntime.get_ep_devices", list
+    )  # other tests of this process may have registered it
+    monkeypatch.setattr("onnxruntime.register_execution_provider_library", refuses)
     with pytest.raises(UsageError, match=r"QNNExecutionProvider of onnxruntime-qnn does not load") as caught:
         usable(["qnn"])
     assert "\n" not in str(caught.value)
