@@ -14,14 +14,16 @@ from typing import Any, Literal
 import numpy as np
 
 from flrc_edge.errors import FlrcError, UsageError
-from flrc_exporters.qnn import Placement, compile_static, placement, qnn_provider, quantize_static
+from flrc_edge.texts import read_text
+from flrc_exporters.node_placement import Placement, open_placed
+from flrc_exporters.qnn import compile_static, qnn_provider, quantize_static
 from flrc_runtime import load
 from flrc_runtime import manifest as manifests
 from flrc_runtime.engine import Model
 from flrc_runtime.manifest import Manifest, prefill_graph
-from flrc_runtime.providers import QNN, Provider, add_provider, usable
+from flrc_runtime.providers import QNN, usable
 
-TEXT = Path(__file__).parent / "data" / "austen_heldout.txt"
+TEXT, CALIBRATION = "austen-heldout", ("wikitext2", "austen")  # built-in texts
 _PACKAGES = {"QNNExecutionProvider": "onnxruntime-qnn", "WebGpuExecutionProvider": "onnxruntime-ep-webgpu"}
 Precision = Literal["fp16", "a16w8"]
 Progress = Callable[[str, int, int], None]
@@ -116,7 +118,7 @@ def measure(
     if content.kind == "static":
         names += [prefill_graph(name) for name in names]
     reference = load(bundle)
-    ids = reference.tokenizer.encode(TEXT.read_text("utf-8")[: 8 * tokens + 64])[:tokens]
+    ids = reference.tokenizer.encode(read_text(TEXT)[: 8 * tokens + 64])[:tokens]
     if len(ids) < tokens or tokens >= reference.context:
         raise FlrcError(
             f"{tokens} tokens do not fit", hint=f"at most {min(len(ids), reference.context - 1)} do"
@@ -144,7 +146,7 @@ def measure(
             sizes, shared = _binaries(alone), sum(together.weight_sizes().values())
             found, times = _forced(load(Path(scratch) / "alone", providers=[chosen]), ids, stages, progress)
         else:
-            placements = {name: _placed(bundle / name, chosen) for name in names}
+            placements = {name: open_placed(bundle / name, chosen)[1] for name in names}
             sizes, shared = {}, 0
             found, times = _forced(load(bundle, providers=[chosen]), ids, stages, progress)
     return OnAccelerator(
@@ -168,11 +170,7 @@ def measure(
 def calibration_windows(model: Model) -> list[list[int]]:
     """Return token ids of the built-in calibration texts, at most 96 of each, for ranges of activations."""
     most = min(96, model.context - 1)
-    texts = [
-        (TEXT.parent / f"{name}_calibration.txt").read_text("utf-8")[:2000]
-        for name in ("wikitext2", "austen")
-    ]
-    return [model.tokenizer.encode(text)[:most] for text in texts]
+    return [model.tokenizer.encode(read_text(name)[:2000])[:most] for name in CALIBRATION]
 
 
 def _forced(
@@ -191,20 +189,6 @@ def _forced(
     finally:
         decoder.close()
     return np.stack(rows), times
-
-
-def _placed(graph: Path, provider: Provider) -> Placement:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    add_provider(options, provider)
-    try:
-        return placement(onnxruntime.InferenceSession(str(graph), options), provider.name)
-    except Exception as error:  # onnxruntime's errors share no base of their own
-        reason = str(error).split("\n")[0][-300:]
-        raise FlrcError(f"{provider.name} does not open {graph.name}: {reason}") from error
 
 
 def _graph(name: str, where: Placement, size: int) -> Graph:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from flrc_runtime import load
 from flrc_runtime import manifest as manifests
-from flrc_runtime.errors import FlrcError, UsageError
+from flrc_runtime.errors import UsageError
 from flrc_runtime.files import write_json
 from flrc_runtime.graph_file import check_graph_file
 from flrc_runtime.manifest import CARD, FILE_NAME, Manifest, prefill_graph
 from flrc_runtime.model_card import write_card
 from flrc_runtime.output_folder import check_output_folder, published_folder
-from flrc_runtime.providers import QNN, Provider, add_provider, usable
+from flrc_runtime.providers import QNN, Provider, usable
 from flrc_runtime.window_decoder import WindowSessions
 
 from .activation_quantization import calibration_feeds, quantize_graph
+from .node_placement import Placement, open_placed
 
 PLACEMENT = "placement.json"
 # Name -> (model number, version of the Hexagon architecture), as Qualcomm's SDK numbers them. Of these, the
@@ -35,24 +36,6 @@ SOCS = {
     "SM8750": (69, 79),  # 8 Elite
     "SM8850": (87, 81),  # 8 Elite Gen 5
 }
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where the nodes of one graph run.
-
-    Args:
-        placed: Number of nodes on the accelerator.
-        elsewhere: Names and operators of the others.
-    """
-
-    placed: int
-    elsewhere: tuple[tuple[str, str], ...]
-
-    @property
-    def nodes(self) -> int:
-        """Return the number of all nodes."""
-        return self.placed + len(self.elsewhere)
 
 
 def qnn_provider(soc: str) -> Provider:
@@ -107,10 +90,15 @@ def compile_static(
     with published_folder(output, overwrite=overwrite) as folder:
         sessions = []  # the compiler shares weights among sessions that are open together
         for i, name in enumerate(graphs):
-            compiler = _Compiler(provider, share=share, last=i + 1 == len(graphs))
-            session, placements[name] = compiler.compile(
-                (quantized or {}).get(name, bundle / name), folder / name
-            )
+            entries = {
+                "ep.context_enable": "1",
+                "ep.context_embed_mode": "0",
+                "ep.context_file_path": str(folder / name),
+                "ep.share_ep_contexts": str(int(share)),
+                "ep.stop_share_ep_contexts": str(int(share and i + 1 == len(graphs))),
+            }
+            source = (quantized or {}).get(name, bundle / name)
+            session, placements[name] = open_placed(source, provider, entries)
             if share:
                 sessions.append(session)
             if progress is not None:
@@ -162,47 +150,3 @@ def quantize_static(
             if progress is not None:
                 progress("quantize", len(found), 2 * len(model.manifest.stages))
     return found
-
-
-@dataclass(frozen=True)
-class _Compiler:
-    provider: Provider
-    share: bool
-    last: bool
-
-    def compile(self, source: Path, target: Path) -> tuple[object, Placement]:
-        """Write the context binary of a graph and the graph that holds it."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        entries = {
-            "session.record_ep_graph_assignment_info": "1",
-            "ep.context_enable": "1",
-            "ep.context_embed_mode": "0",
-            "ep.context_file_path": str(target),
-        }
-        if self.share:
-            entries["ep.share_ep_contexts"] = "1"
-            entries["ep.stop_share_ep_contexts"] = str(int(self.last))
-        for key, value in entries.items():
-            options.add_session_config_entry(key, value)
-        add_provider(options, self.provider)
-        try:
-            session = onnxruntime.InferenceSession(str(source), options)
-        except Exception as error:  # onnxruntime's errors share no base of their own
-            reason = str(error).split("] : ")[-1].split("\n")[0][:300]
-            raise FlrcError(f"the QNN compiler refuses {source.name}: {reason}") from error
-        return session, placement(session)
-
-
-def placement(session: object, provider: str = QNN) -> Placement:
-    """Return where the nodes of a session that recorded it run: on a provider, or elsewhere."""
-    placed, elsewhere = 0, []
-    for part in session.get_provider_graph_assignment_info():  # type: ignore[attr-defined]
-        nodes = part.get_nodes()
-        if part.ep_name == provider:
-            placed += len(nodes)
-        else:
-            elsewhere += [(node.name, node.op_type) for node in nodes]
-    return Placement(placed, tuple(elsewhere))

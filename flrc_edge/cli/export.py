@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ from flrc_edge.cli.settings import INTEGERS
 from flrc_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from flrc_exporters.node_placement import Placement
     from flrc_exporters.number_format import AccuracyLevel
-    from flrc_exporters.qnn import Placement
     from flrc_runtime.manifest import Manifest
 
 DTYPES = click.Choice(["fp32", *INTEGERS])
@@ -112,7 +113,6 @@ def command(
     """
     from flrc_exporters.bundle import export
     from flrc_runtime.manifest import read
-    from flrc_runtime.output_folder import check_output_folder
 
     if target is not None and graph == "own":
         graph = "static"
@@ -140,41 +140,25 @@ def command(
         click.echo(f"{dtype or 'int4'}: weights are rounded to nearest", err=True)
     if graph == "static" and prefill is None:
         prefill = 32
+    options = {
+        "dtype": dtype,
+        "head": head,
+        "context": context,
+        "accuracy_level": LEVELS[accuracy_level],
+        "prefill": prefill,
+    }
     placed: dict[str, Placement] = {}
-    with tempfile.TemporaryDirectory(prefix="flrc-edge-") as scratch, from_context() as progress:
-        written = output
-        if soc is not None:
-            from flrc_exporters.qnn import compile_static, qnn_provider
-
-            check_output_folder(output, overwrite=overwrite)
-            qnn_provider(soc)  # refuses early what the compiler would
-            written = Path(scratch) / "static"
-        manifest = export(
-            checkpoint,
-            written,
-            dtype=dtype,
-            head=head,
-            context=context,
-            accuracy_level=LEVELS[accuracy_level],
-            prefill=prefill,
-            overwrite=overwrite,
-            progress=progress,
-        )
-        if soc is not None:
-            quantized = None
-            if precision == "a16w8":
-                from flrc_edge.accelerators import calibration_windows
-                from flrc_exporters.qnn import quantize_static
-                from flrc_runtime import load
-
-                windows = calibration_windows(load(written))
-                quantized = quantize_static(written, windows, Path(scratch), progress=progress)
-            manifest, placed = compile_static(
-                written,
+    with from_context() as progress:
+        if soc is None:
+            manifest = export(checkpoint, output, overwrite=overwrite, progress=progress, **options)
+        else:
+            manifest, placed = _for_npu(
+                checkpoint,
                 output,
+                options,
                 soc=soc,
+                precision=precision,
                 share=share,
-                quantized=quantized,
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -192,6 +176,38 @@ def command(
         click.echo(f"  stage {i}  keep {stage.keep:.3f}  reads {_mb(stage.bytes)} a token")
     option = f" --provider {_provider_text(soc)}" if soc else ""
     click.echo(f'Next: flrc-edge generate {output} "Once upon a time"{option}')
+
+
+def _for_npu(
+    checkpoint: Path,
+    output: Path,
+    options: dict[str, Any],
+    *,
+    soc: str,
+    precision: str,
+    share: bool,
+    overwrite: bool,
+    progress: Callable[[str, int, int], None],
+) -> tuple[Manifest, dict[str, Placement]]:
+    """Export static graphs into a temporary folder and compile them."""
+    from flrc_exporters.bundle import export
+    from flrc_exporters.qnn import compile_static, qnn_provider, quantize_static
+    from flrc_runtime.output_folder import check_output_folder
+
+    check_output_folder(output, overwrite=overwrite)
+    qnn_provider(soc)  # refuses early what the compiler would
+    with tempfile.TemporaryDirectory(prefix="flrc-edge-") as scratch:
+        static, quantized = Path(scratch) / "static", None
+        export(checkpoint, static, progress=progress, **options)
+        if precision == "a16w8":
+            from flrc_edge.accelerators import calibration_windows
+            from flrc_runtime import load
+
+            windows = calibration_windows(load(static))
+            quantized = quantize_static(static, windows, Path(scratch), progress=progress)
+        return compile_static(
+            static, output, soc=soc, share=share, quantized=quantized, overwrite=overwrite, progress=progress
+        )
 
 
 def _provider_text(soc: str) -> str:

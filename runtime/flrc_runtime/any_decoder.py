@@ -1,4 +1,4 @@
-"""What decoding asks of one sequence, whatever form its graphs have."""
+"""What is the same of one sequence, whatever form its graphs have."""
 
 from __future__ import annotations
 
@@ -8,19 +8,46 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import FlrcError, UsageError
 
-class Positions(Protocol):
-    """Keys and values of a sequence: ``length`` positions are filled of at most ``context``."""
 
-    context: int
-    length: int
+class Positions:
+    """How much of a sequence is kept, wherever its keys and values are.
+
+    Args:
+        context: Positions to hold.
+
+    Attributes:
+        length: Positions filled so far.
+    """
+
+    def __init__(self, context: int) -> None:
+        self.context, self.length = context, 0
+
+    def after(self, count: int) -> int:
+        """Return the positions filled when ``count`` more tokens are fed.
+
+        Raises:
+            FlrcError: There is no room for them.
+        """
+        total = self.length + count
+        if total > self.context:
+            raise FlrcError(f"position {total} is outside the context of {self.context}")
+        return total
 
     def rollback(self, length: int) -> None:
-        """Forget every position from ``length`` on."""
+        """Forget every position from ``length`` on.
+
+        Raises:
+            UsageError: ``length`` is negative or more than is filled.
+        """
+        if not 0 <= length <= self.length:
+            raise UsageError(f"cannot roll back to {length}: the cache holds {self.length} positions")
+        self.length = length
 
 
 class AnyDecoder(Protocol):
-    """One sequence: token ids in, logits of the next token out (decoder.py, window_decoder.py)."""
+    """One sequence: token ids in, logits of the next token out (decoder.py, device_decoder.py, window_decoder.py)."""
 
     @property
     def cache(self) -> Positions:

@@ -45,7 +45,6 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-
         if len(source.encode("utf-8", "replace")) > MAX_TEMPLATE_BYTES:
             raise FormatError(f"the chat template is longer than {MAX_TEMPLATE_BYTES} bytes")
         self.uses_date = "strftime_now" in source

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import FlrcError
 from .kv_cache import KvCache
 from .sessions import StageSessions
 
@@ -134,9 +133,7 @@ class Decoder:
         self._run(session, binding, stage, len(ids))
 
     def _run(self, session: InferenceSession, binding: IOBinding, stage: int, count: int) -> None:
-        total = self.cache.length + count
-        if total > self.cache.context:  # the graph would write past the end of the buffers
-            raise FlrcError(f"position {total} is outside the context of {self.cache.context}")
+        total = self.cache.after(count)  # the graph would write past the end of the buffers
         # The mask is as long as the sequence: a view of n ones costs 2 µs and allocates nothing.
         binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask_pointer)
         self._sessions.run(session, binding, stage=stage, position=total - 1)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .any_decoder import Positions
 from .decoder import LOGITS_START, default_chunk
-from .errors import FlrcError, UsageError
 from .sessions import StageSessions
 
 if TYPE_CHECKING:
@@ -22,15 +22,12 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float32]
 
 
-class DevicePast:
+class DevicePast(Positions):
     """Keys and values ``[1, kv, length, hd]`` of every layer, wherever the last step left them.
 
     Args:
         sessions: Of the bundle.
         context: Positions to hold.
-
-    Attributes:
-        length: Positions filled so far.
     """
 
     def __init__(self, sessions: StageSessions, context: int) -> None:
@@ -39,7 +36,7 @@ class DevicePast:
         shape = sessions.kv_shape
         names = [f"{layer}.{kind}" for layer in range(shape.layers) for kind in ("key", "value")]
         empty = np.zeros((1, shape.heads, 0, shape.head_dim), np.float32)
-        self.context, self.length = context, 0
+        super().__init__(context)
         self.values: dict[str, OrtValue] = {name: OrtValue.ortvalue_from_numpy(empty) for name in names}
 
     def rollback(self, length: int) -> None:
@@ -50,13 +47,12 @@ class DevicePast:
         """
         from onnxruntime import OrtValue
 
-        if not 0 <= length <= self.length:
-            raise UsageError(f"cannot roll back to {length}: the cache holds {self.length} positions")
-        if length < self.length:
+        before = self.length
+        super().rollback(length)
+        if length < before:
             for name, value in self.values.items():
                 kept = np.ascontiguousarray(value.numpy()[:, :, :length])
                 self.values[name] = OrtValue.ortvalue_from_numpy(kept)
-        self.length = length
 
 
 class DeviceDecoder:
@@ -100,9 +96,7 @@ class DeviceDecoder:
         self.cache.values.clear()
 
     def _run(self, ids: Sequence[int], stage: int, *, last_only: bool = False) -> FloatArray:
-        total = self.cache.length + len(ids)
-        if total > self.cache.context:
-            raise FlrcError(f"position {total} is outside the context of {self.cache.context}")
+        total = self.cache.after(len(ids))
         from onnxruntime import OrtValue
 
         session = self._sessions.get(stage)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import UsageError
+from .any_decoder import Positions
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue
@@ -31,22 +31,18 @@ class KvShape:
         return 2 * self.layers * self.heads * context * self.head_dim * 4
 
 
-class KvCache:
+class KvCache(Positions):
     """Keys and values of one sequence.
 
     Args:
         shape: Of the graphs.
         context: Positions to hold.
-
-    Attributes:
-        length: Positions filled so far.
     """
 
     def __init__(self, shape: KvShape, context: int) -> None:
         from onnxruntime import OrtValue
 
-        self.context = context
-        self.length = 0
+        super().__init__(context)
         self._buffers: dict[str, OrtValue] = {}
         # Pages of its own, mapped at first touch and given back at the end: unused context costs no memory. numpy's
         # zeros are that for the first cache alone; later ones get used heap memory, which is cleared and so touched.
@@ -65,16 +61,6 @@ class KvCache:
     def pointers(self) -> tuple[int, ...]:
         """Return the address of every buffer; they stay the same for the cache's life."""
         return tuple(value.data_ptr() for value in self._buffers.values())
-
-    def rollback(self, length: int) -> None:
-        """Forget every position from ``length`` on.
-
-        Raises:
-            UsageError: ``length`` is negative or more than is filled.
-        """
-        if not 0 <= length <= self.length:
-            raise UsageError(f"cannot roll back to {length}: the cache holds {self.length} positions")
-        self.length = length
 
     def close(self) -> None:
         """Free the buffers."""

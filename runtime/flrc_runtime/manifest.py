@@ -34,20 +34,14 @@ KIND_NAMES: dict[Kind, str] = {
     "static": "static bundle",
     "portable": "portable folder",
 }
-# By the kind that is there and the one that is needed.
-_HINTS = {
-    ("checkpoint", "bundle"): "flrc-edge export writes a bundle",
-    ("checkpoint", "static"): "flrc-edge export --graph static writes one",
-    ("bundle", "static"): "flrc-edge export --graph static writes one",
-    ("portable", "static"): "flrc-edge export --graph static writes one",
-    ("checkpoint", "portable"): "flrc-edge export --graph optimum writes one",
-    ("bundle", "checkpoint"): "flrc-edge compress writes a checkpoint",
-    ("bundle", "portable"): "flrc-edge export --graph optimum writes one",
-    ("portable", "checkpoint"): "flrc-edge compress writes a checkpoint",
-    ("static", "checkpoint"): "flrc-edge compress writes a checkpoint",
-    ("static", "portable"): "flrc-edge export --graph optimum writes one",
-    ("portable", "bundle"): "optimum's ORTModelForCausalLM opens it (docs/optimum.md)",
+# What writes a folder of the kind that is needed.
+_WRITERS: dict[Kind, str] = {
+    "checkpoint": "flrc-edge compress writes a checkpoint",
+    "bundle": "flrc-edge export writes a bundle",
+    "static": "flrc-edge export --graph static writes one",
+    "portable": "flrc-edge export --graph optimum writes one",
 }
+_OPENED_ELSEWHERE = "optimum's ORTModelForCausalLM opens it (docs/optimum.md)"
 # How a matrix is stored: float32, or integers of so many bits with one scale a block of so many inputs.
 FORMATS = ("fp32", *(f"int{bits}/{block}" for bits in (8, 4, 2) for block in (32, 64, 128)))
 
@@ -432,7 +426,7 @@ def parse(folder: Path, kind: Kind | None = None) -> Manifest:
     if kind is not None and manifest.kind != kind and not static_will_do:
         raise FormatError(
             f"{folder.name} is a {KIND_NAMES[manifest.kind]}, not a {KIND_NAMES[kind]}",
-            hint=_HINTS[manifest.kind, kind],
+            hint=_OPENED_ELSEWHERE if (manifest.kind, kind) == ("portable", "bundle") else _WRITERS[kind],
         )
     for name in manifest.files:
         check_name(folder, name)

@@ -77,8 +77,7 @@ class StageSessions:
         self._folder = folder
         self._manifest = manifest
         self._threads = threads
-        self._wanted = tuple(providers)
-        self._providers: list[Provider] | None = None
+        self._providers = usable(providers)
         self._packed = packed
         self._trace = trace
         # Held while a graph runs. A server puts a lock here, so that sequences get the machine in turn.
@@ -95,7 +94,7 @@ class StageSessions:
     @property
     def device(self) -> str | None:
         """onnxruntime's name of the memory that the first provider works in; None where that is the host's."""
-        return device_of(self._chosen()[0])
+        return device_of(self._providers[0])
 
     @property
     def kv_shape(self) -> KvShape:
@@ -172,7 +171,7 @@ class StageSessions:
                 return self._session(path, packed=False)
             except Exception as error:
                 reason = loading_error(error, self._folder)
-                first, *rest = self._chosen()
+                first, *rest = self._providers
                 if first.name == CPU or not rest:
                     raise FormatError(
                         f"{self._folder.name}/{name} does not load in onnxruntime: {reason}",
@@ -180,12 +179,6 @@ class StageSessions:
                     ) from error
                 _log.warning("%s cannot run %s (%s); using %s", first.name, name, reason, rest[0].name)
                 self._providers = usable(rest)
-
-    def _chosen(self) -> list[Provider]:
-        """Return the providers in use: those wanted that this machine has, less those that refused a graph."""
-        if self._providers is None:
-            self._providers = usable(self._wanted)
-        return self._providers
 
     def _session(self, graph: Path, *, packed: bool) -> InferenceSession:
         import onnxruntime
@@ -204,10 +197,9 @@ class StageSessions:
             options.profile_file_prefix = str(self._trace)
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        chosen = self._chosen()
-        if [p.name for p in chosen] == [CPU]:
+        if [p.name for p in self._providers] == [CPU]:
             return onnxruntime.InferenceSession(str(graph), options, providers=[CPU])
-        for provider in chosen:
+        for provider in self._providers:
             if provider.name != CPU:  # which onnxruntime adds by itself, as the last
                 add_provider(options, provider)
         return onnxruntime.InferenceSession(str(graph), options)

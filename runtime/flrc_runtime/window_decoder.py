@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import FlrcError, FormatError, UsageError
+from .any_decoder import Positions
+from .errors import FormatError
 from .kv_cache import KvShape
 from .manifest import ModelInfo, prefill_graph
 from .sessions import StageSessions
@@ -102,22 +103,19 @@ def _local_window(session: InferenceSession, where: str) -> int:
     return int(text)
 
 
-class Window:
+class Window(Positions):
     """Keys ``[1, kv, hd, W]`` and values ``[1, kv, W, hd]`` of every layer, for one sequence.
 
     Args:
         shape: Of the graphs.
         size: W, the positions that the graphs see.
         context: Positions to hold, at most W.
-
-    Attributes:
-        length: Positions filled so far.
     """
 
     def __init__(self, shape: KvShape, size: int, context: int) -> None:
         from onnxruntime import OrtValue
 
-        self.context, self.length = context, 0
+        super().__init__(context)
         self._keys = np.zeros((shape.layers, 1, shape.heads, shape.head_dim, size), np.float32)
         self._values = np.zeros((shape.layers, 1, shape.heads, size, shape.head_dim), np.float32)
         self._bound = {name: OrtValue.ortvalue_from_numpy(part) for name, part in self.arrays().items()}
@@ -138,16 +136,6 @@ class Window:
         self._keys[..., start:stop] = keys[..., :count]
         self._values[..., start:stop, :] = values[..., :count, :]
         self.length = stop
-
-    def rollback(self, length: int) -> None:
-        """Forget every position from ``length`` on.
-
-        Raises:
-            UsageError: ``length`` is negative or more than is filled.
-        """
-        if not 0 <= length <= self.length:
-            raise UsageError(f"cannot roll back to {length}: the window holds {self.length} positions")
-        self.length = length
 
     def close(self) -> None:
         """Free the buffers."""
@@ -259,15 +247,14 @@ class WindowDecoder:
         return _Bound(session, binding, inputs, logits, keys, values)
 
     def _run(self, ids: Sequence[int], stage: int, *, prefill: bool) -> FloatArray:
-        bound, count, start = self._graph(stage, prefill=prefill), len(ids), self.cache.length
-        if start + count > self.cache.context:
-            raise FlrcError(f"position {start + count} is outside the context of {self.cache.context}")
+        bound, count = self._graph(stage, prefill=prefill), len(ids)
+        total = self.cache.after(count)
         self._fill(bound.inputs, ids)
         if self._sessions.device is not None:  # what was bound was copied there, as it was then
             self.cache.bind(bound.binding)
             for name, array in bound.inputs.items():
                 bound.binding.bind_cpu_input(name, array)
-        self._sessions.run(bound.session, bound.binding, stage=stage, position=start + count - 1)
+        self._sessions.run(bound.session, bound.binding, stage=stage, position=total - 1)
         self.cache.append(bound.keys, bound.values, count)
         row: FloatArray = bound.logits[0, 0]
         return row

@@ -33,6 +33,14 @@ def compiler() -> None:
 
 
 @pytest.fixture(scope="module")
+def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("static") / "b"
+    done = run("export", CHECKPOINT, "-o", folder, "--graph", "static", "--context", 64)
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture(scope="module")
 def compiled(compiler: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("qnn") / "alone"
     done = run(
@@ -62,25 +70,17 @@ def test_every_node_is_on_the_npu(compiled: Path) -> None:
     assert run("verify", compiled).exit_code == 0
 
 
-def test_the_simulator_answers_as_the_cpu_does(compiled: Path, tmp_path: Path) -> None:
-    assert (
-        run("export", CHECKPOINT, "-o", tmp_path / "b", "--graph", "static", "--context", 64).exit_code == 0
-    )
-    wanted = flrc_runtime.generate(
-        flrc_runtime.load(tmp_path / "b"), "Once upon a time", max_tokens=24, chat=False
-    )
+def test_the_simulator_answers_as_the_cpu_does(compiled: Path, static: Path) -> None:
+    wanted = flrc_runtime.generate(flrc_runtime.load(static), "Once upon a time", max_tokens=24, chat=False)
     model = flrc_runtime.load(compiled, providers=[SIMULATOR])
     found = flrc_runtime.generate(model, "Once upon a time", max_tokens=24, chat=False)
     assert found.stage_of_token == wanted.stage_of_token == (0,) * 8 + (1,) * 8 + (2,) * 8
     assert found.token_ids == wanted.token_ids
 
 
-def test_place_measures_it(compiler: None, tmp_path: Path) -> None:
-    assert (
-        run("export", CHECKPOINT, "-o", tmp_path / "b", "--graph", "static", "--context", 64).exit_code == 0
-    )
+def test_place_measures_it(compiler: None, static: Path, tmp_path: Path) -> None:
     saved = tmp_path / "figures.json"
-    done = run("place", tmp_path / "b", "--soc", "SM8650", "--tokens", 16, "--json", "--save", saved)
+    done = run("place", static, "--soc", "SM8650", "--tokens", 16, "--json", "--save", saved)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout[done.stdout.index("{") :])
     assert all(g["placed"] == g["nodes"] and not g["elsewhere"] for g in found["graphs"])
