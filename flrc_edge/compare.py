@@ -119,7 +119,8 @@ def compare(
         for recipe in group:
             for done, keep in enumerate(keeps, 1):
                 plan = bench.plan(recipe, keep)
-                with timings.phase("perplexity"), compressed(loaded, plan, bench.factors) as model:
+                factors = bench.factors_of(recipe, plan)
+                with timings.phase("perplexity"), compressed(loaded, plan, factors) as model:
                     for f in _figures(
                         recipe.name, method, recipe.ranks, recipe.storage, plan, model, held_out
                     ):

@@ -14,12 +14,12 @@ from flrc_edge import __version__, allocation, checkpoint, schedule
 from flrc_edge.bit_allocation import Formats, check_sizes
 from flrc_edge.calibration import is_main_process
 from flrc_edge.chunks import Chunk
-from flrc_edge.correction import fit_corrected
+from flrc_edge.correction import correct
 from flrc_edge.divergence import dense_log_probs
 from flrc_edge.factorization import Factors
 from flrc_edge.integers import quantize_model, with_formats
 from flrc_edge.loss_curves import loss_curves
-from flrc_edge.measurements import calibration_windows, input_grams, measure, with_losses
+from flrc_edge.measurements import correction_windows, input_grams, measure, with_losses
 from flrc_edge.models import LoadedModel, open_model
 from flrc_edge.peak_memory import peak_memory, warn_if_scarce
 from flrc_edge.placement import placed, stored_chunks
@@ -149,18 +149,11 @@ def _compress(
     if settings.allocator == "search" and factors:
         with timings.phase("select"):
             plan = search_plan(loaded, settings, plan.scores, factors, progress=progress)
-    with timings.phase("correct" if settings.correct else "store"):
-        if settings.correct and statistics is not None:
-            chunks = fit_corrected(
-                loaded,
-                plan,
-                statistics.moments,
-                calibration_windows(loaded, settings),
-                method=settings.factorization,
-                progress=progress,
-            )
-        else:
-            chunks = stored_chunks(plan, factors, progress=progress)
+    if settings.correct and factors:
+        with timings.phase("correct"):
+            factors = correct(loaded, plan, factors, correction_windows(loaded, settings), progress=progress)
+    with timings.phase("store"):
+        chunks = stored_chunks(plan, factors, progress=progress)
     curves = loss_curves(factors) if factors else None
     factors.clear()  # they take as much memory as the projections
     with timings.phase("schedule"):

@@ -1,8 +1,11 @@
-"""Input correction: fit each projection on the inputs that the compressed layers before it produce.
+"""Correction: a projection makes up for what the compressed layers before it have lost.
 
-``W' = W E[x x̂ᵀ] (E[x̂ x̂ᵀ] + ε)⁻¹`` is the matrix that makes the most of the compressed model's inputs x̂ of what the
-original makes of its own, x; it is then factorized as any other weight. Closed form, layer after layer. Off by
-default: the regression shrinks what it cannot explain, and on SmolLM2-135M that costs more than it mends.
+Layer after layer, with the inputs x̂ that the compressed model has there, each projection is asked for the outputs of
+the original, ``W x``, and, where they are added to the residual stream, also for what that stream lacks by then, d.
+The least-squares answer, damped, is ``U' = U + β E[(W (x - x̂) + d) x̂ᵀ] Vᵀ (V (E[x̂ x̂ᵀ] + ε) Vᵀ)⁻¹``. V stays, and
+with it the directions that the loss chose. Closed form, no training; nothing is corrected where nothing was lost
+before. Asking for inputs alone is known from the quantization of weights (GPTAQ, arXiv 2504.02692; QEP, arXiv
+2504.09629, also for β < 1); asking for the residual stream is this project's.
 """
 
 from __future__ import annotations
@@ -13,88 +16,88 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from flrc_edge.calibration import Moments
-from flrc_edge.chunks import Chunk, chunks_of
-from flrc_edge.factorization import Method, factorize
-from flrc_edge.layerwise import GroupInputs, walk
+from flrc_edge.chunks import chunks_of
+from flrc_edge.factorization import Factors
+from flrc_edge.layerwise import STREAMS, GroupInputs, walk
 from flrc_edge.lowrank import low_rank_layer
 from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, silent
-from flrc_edge.texts import Windows
+from flrc_exporters.architectures import DecoderConfig
 from flrc_runtime.manifest import RankPlan
 
-RIDGE = 0.1  # of the mean diagonal of E[x̂ x̂ᵀ]; pulls W' towards W. 0.01 was worse on SmolLM2-135M
+STRENGTH = 0.5  # β
+RIDGE = 0.1  # ε, of the mean diagonal of E[x̂ x̂ᵀ]
 
 
 def corrected(
-    weight: Tensor, moments: Moments, inputs: GroupInputs, *, ridge: float = RIDGE
-) -> tuple[Tensor, Moments]:
-    """Return the corrected matrix and its statistics.
+    factors: Factors, weight: Tensor, rank: int, inputs: GroupInputs, *, strength: float = STRENGTH
+) -> Factors:
+    """Return factors whose first ``rank`` columns of U are fitted again.
 
     Args:
+        factors: Of the projection.
         weight: ``W: [m, n]``.
-        moments: Its statistics in the original model.
-        inputs: Second moments of x and x̂.
-        ridge: ε as a share of the mean diagonal; infinity gives W itself.
-
-    Returns:
-        ``W': [m, n]`` float64, and the moments of ``y = W' x̂`` with the same output gradients.
+        rank: Ranks in use.
+        inputs: What it reads, and what is lacking.
+        strength: β; 0 returns the factors as they are.
     """
-    w = weight.double()
-    m, n = w.shape
-    epsilon = ridge * inputs.energy.diagonal().mean() * torch.eye(n, dtype=torch.float64)
-    map_back = torch.linalg.solve(inputs.energy + epsilon, (inputs.cross + epsilon).T).T
-    changed = w @ map_back
-    if m <= n:
-        return changed, replace(moments, energy=changed @ inputs.energy @ changed.T, weighted=None)
-    gradient = map_back.T @ moments.gradient @ map_back  # z = W'ᵀ g
-    return changed, replace(moments, energy=inputs.energy, gradient=gradient, weighted=None)
+    v = factors.V[:rank].double()
+    wanted = weight.double() @ inputs.drift
+    if inputs.lack is not None:
+        wanted = wanted + inputs.lack
+    damped = inputs.energy + RIDGE * inputs.energy.diagonal().mean() * torch.eye(v.shape[1], dtype=v.dtype)
+    change = strength * torch.linalg.solve(v @ damped @ v.T, v @ wanted.T).T
+    left = factors.U.clone()
+    left[:, :rank] += change.float()
+    return replace(factors, U=left)
 
 
-def fit_corrected(
+def correct(
     loaded: LoadedModel,
     plan: RankPlan,
-    moments: Mapping[str, Moments],
-    windows: Windows,
+    factors: Mapping[str, Factors],
+    ids: Tensor,
     *,
-    method: Method = "two-sided",
-    ridge: float = RIDGE,
     progress: Progress = silent,
-) -> dict[str, tuple[Chunk, ...]]:
-    """Factorize every projection of a plan on corrected inputs, in the order of the forward pass.
+) -> dict[str, Factors]:
+    """Correct the factors of a plan's stage 0, in the order of the forward pass.
+
+    Dense projections stay as they are. Later stages take the same columns of U.
 
     Args:
         loaded: The original model; left as it was.
         plan: Ranks and storage.
-        moments: Statistics of the original model.
-        windows: Calibration tokens.
-        method: See :func:`flrc_edge.factorization.factorize`.
-        ridge: See :func:`corrected`.
+        factors: Of every projection.
+        ids: ``[windows, T]`` token ids.
         progress: Called after every layer.
 
     Returns:
-        The chunks of every factored projection.
+        The factors of every projection.
+
+    Raises:
+        NumericalError: An input is not finite.
     """
     plans = plan.by_name()
     groups: dict[str, list[str]] = {}
     for projection in loaded.config.projections():
-        groups.setdefault(projection.group, []).append(projection.name)
-    chunks: dict[str, tuple[Chunk, ...]] = {}
+        if not plans[projection.name].dense:
+            groups.setdefault(projection.group, []).append(projection.name)
+    found = dict(factors)
 
     def fit(inputs: GroupInputs) -> dict[str, nn.Module]:
         modules: dict[str, nn.Module] = {}
         for name in inputs.names:
             p = plans[name]
             ranks = tuple(r for r in p.ranks if r is not None)
-            if not ranks:
-                continue  # a dense matrix passes its input's error on; correcting it, too, was worse
             linear = loaded.model.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            weight, statistics = corrected(linear.weight, moments[name], inputs, ridge=ridge)
-            f = factorize(weight, statistics, method=method, storage=p.storage, name=name)
-            chunks[name] = chunks_of(f.U, f.V, p)
-            modules[name] = low_rank_layer(linear, chunks[name], ranks=ranks)
+            found[name] = corrected(factors[name], linear.weight, ranks[0], inputs)
+            chunks = chunks_of(found[name].U, found[name].V, p)
+            modules[name] = low_rank_layer(linear, chunks, ranks=ranks)
         return modules
 
-    walk(loaded.model, groups, windows.ids, fit, progress=progress, phase="correct")
-    return chunks
+    config = loaded.config
+    plain = isinstance(config, DecoderConfig) and config.norms_per_block == 2
+    streams = STREAMS if plain else {}  # elsewhere outputs are normalized or scaled before they are added
+    walk(loaded.model, groups, ids, fit, streams=streams, progress=progress, phase="correct")
+    return found

@@ -1,7 +1,8 @@
 """Walk through a model layer by layer, replacing projections while knowing their inputs in both models.
 
 At every input group there are the inputs of the original model, ``x``, and those of the model whose earlier
-projections have been replaced already, ``x̂``. What the replacement should be is the caller's business.
+projections have been replaced already, ``x̂``. Where outputs are added to the residual stream, there is also what that
+stream lacks by then, ``d``. What the replacement should be is the caller's business.
 """
 
 from __future__ import annotations
@@ -19,20 +20,30 @@ from flrc_edge.errors import NumericalError
 from flrc_edge.layer_pass import embedded, layer_arguments
 from flrc_edge.progress import Progress, silent
 
+# Whose input is the residual stream that a projection's outputs are added to, in the layers of Llama, Mistral and Qwen;
+# "" is the layer itself.
+STREAMS: Mapping[str, str] = {"self_attn.o_proj": "", "mlp.down_proj": "post_attention_layernorm"}
+
 
 @dataclass(frozen=True)
 class GroupInputs:
-    """Second moments of an input group's inputs, sums over tokens in float64 divided by their number.
+    """Second moments of an input group's inputs, float64: means over tokens.
+
+    Where outputs are added to the residual stream, each token counts by one over the mean square of the original stream
+    there: so do the norms that read the stream, and a few massive tokens would count for all others.
 
     Args:
         names: The projections that read them.
         energy: ``E[x̂ x̂ᵀ]: [n, n]``.
-        cross: ``E[x x̂ᵀ]: [n, n]``.
+        drift: ``E[(x - x̂) x̂ᵀ]: [n, n]``.
+        lack: ``E[d x̂ᵀ]: [hidden size, n]``, d what the residual stream that outputs are added to lacks; None where
+            they are not added to one as they are.
     """
 
     names: tuple[str, ...]
     energy: Tensor
-    cross: Tensor
+    drift: Tensor
+    lack: Tensor | None = None
 
 
 Fit = Callable[[GroupInputs], Mapping[str, nn.Module]]
@@ -45,6 +56,7 @@ def walk(
     ids: Tensor,
     fit: Fit,
     *,
+    streams: Mapping[str, str] = STREAMS,
     progress: Progress = silent,
     phase: str = "fit",
 ) -> None:
@@ -55,6 +67,8 @@ def walk(
         groups: The projections (full names) of every input group, in the order of the forward pass.
         ids: ``[windows, T]`` token ids.
         fit: Called once a group; returns the module that takes each projection's place.
+        streams: By the name of a projection in its layer, the module whose input is the residual stream that its
+            outputs are added to; "" for the layer itself. Empty where they are normalized or scaled before.
         progress: Called after every layer.
         phase: What the progress is called.
 
@@ -68,17 +82,58 @@ def walk(
     for index, layer in enumerate(layers):
         prefix = f"model.layers.{index}."
         twin = copy.deepcopy(layer)
-        mine = [tuple(names) for names in groups.values() if names[0].startswith(prefix)]
-        firsts = [names[0].removeprefix(prefix) for names in mine]
-        with _recorded(layer, firsts) as originals:
+        mine = {
+            names[0].removeprefix(prefix): tuple(names)
+            for names in groups.values()
+            if names[0].startswith(prefix)
+        }
+        watched = [*mine, *(streams[first] for first in mine if streams.get(first))]
+        with _recorded(layer, watched) as originals:
             outputs = [layer(h, **arguments[index]) for h in hidden]
-        for names, first in zip(mine, firsts, strict=True):
-            inputs = _moments(names, originals[first], twin, first, replaced_hidden, arguments[index])
-            for name, module in fit(inputs).items():
+        originals[""] = [_flat(h) for h in hidden]
+        for first, names in mine.items():
+            moments = _Moments()
+            for i, h in enumerate(replaced_hidden):
+                seen = _inputs(twin, first, streams.get(first), h, arguments[index])
+                moments.add({name: (originals[name][i], x_hat) for name, x_hat in seen.items()}, first)
+            for name, module in fit(moments.of(names)).items():
                 _put(twin, name.removeprefix(prefix), module)
         hidden = outputs
         replaced_hidden = [twin(h, **arguments[index]) for h in replaced_hidden]
         progress(phase, index + 1, len(layers))
+
+
+class _Moments:
+    """Sums over windows. Products are float32: their sums serve a damped regression, not an eigenbasis."""
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self._tokens = 0
+
+    def add(self, pairs: Mapping[str, tuple[Tensor, Tensor]], first: str) -> None:
+        """Add one window: the inputs ``[T, n]`` of ``first`` in both models and, if it has one, its residual stream."""
+        seen = pairs[first][1]
+        lacks = [original - replaced for original, replaced in pairs.values()]
+        for name, (stream, _) in pairs.items():
+            if name != first:
+                weight = (
+                    stream.square().mean(1, keepdim=True).clamp_min(torch.finfo(stream.dtype).tiny).rsqrt()
+                )
+                seen, lacks = seen * weight, [lack * weight for lack in lacks]
+        products = [(rows.T @ seen).double() for rows in (seen, *lacks)]
+        self._sums = [a + b for a, b in zip(self._sums, products, strict=True)] if self._sums else products
+        self._tokens += len(seen)
+
+    def of(self, names: tuple[str, ...]) -> GroupInputs:
+        """Return the means.
+
+        Raises:
+            NumericalError: One is not finite.
+        """
+        energy, drift, *lack = (total / self._tokens for total in self._sums)
+        if not all(torch.isfinite(mean).all() for mean in (energy, drift, *lack)):
+            raise NumericalError(f"{names[0]}: its inputs are not finite")
+        return GroupInputs(names, energy, drift, lack[0] if lack else None)
 
 
 class _Reached(Exception):
@@ -87,48 +142,40 @@ class _Reached(Exception):
 
 @contextmanager
 def _recorded(
-    layer: nn.Module, names: Sequence[str], *, stop: bool = False
+    layer: nn.Module, names: Sequence[str], *, last: str | None = None
 ) -> Iterator[dict[str, list[Tensor]]]:
-    """Record the inputs ``[T, n]`` of projections inside a layer, one tensor a forward pass.
+    """Record the inputs ``[T, n]`` of modules inside a layer, one tensor a forward pass.
 
-    With ``stop`` the pass ends there, by an exception.
+    A pass ends at the module ``last``, by an exception.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     with ExitStack() as stack:
         for name in names:
 
             def remember(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                found[name].append(inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
-                if stop:
+                found[name].append(_flat(inputs[0].detach()))
+                if name == last:
                     raise _Reached
 
             stack.callback(layer.get_submodule(name).register_forward_pre_hook(remember).remove)
         yield found
 
 
-def _moments(
-    names: tuple[str, ...],
-    originals: Sequence[Tensor],
-    twin: nn.Module,
-    first: str,
-    hidden: Sequence[Tensor],
-    arguments: Mapping[str, Any],
-) -> GroupInputs:
-    n = originals[0].shape[1]
-    energy = torch.zeros(n, n, dtype=torch.float64)
-    cross = torch.zeros(n, n, dtype=torch.float64)
-    tokens = 0
-    with _recorded(twin, [first], stop=True) as found:
-        for h, x in zip(hidden, originals, strict=True):
-            with suppress(_Reached):
-                twin(h, **arguments)
-            seen = found[first].pop().double()
-            if not torch.isfinite(seen).all():
-                raise NumericalError(f"{names[0]}: its inputs are not finite")
-            energy.addmm_(seen.T, seen)
-            cross.addmm_(x.double().T, seen)
-            tokens += len(seen)
-    return GroupInputs(names, energy / tokens, cross / tokens)
+def _inputs(
+    twin: nn.Module, first: str, stream: str | None, hidden: Tensor, arguments: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return the inputs ``[T, n]`` of a projection and, if there is one, of what reads its residual stream."""
+    wanted = [stream, first] if stream else [first]
+    with _recorded(twin, wanted, last=first) as found, suppress(_Reached):
+        twin(hidden, **arguments)
+    seen = {first: found[first][0]}
+    if stream is not None:
+        seen[stream] = found[stream][0] if stream else _flat(hidden)
+    return seen
+
+
+def _flat(hidden: Tensor) -> Tensor:
+    return hidden.reshape(-1, hidden.shape[-1])
 
 
 def _put(layer: nn.Module, name: str, module: nn.Module) -> None:

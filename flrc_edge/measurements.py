@@ -33,6 +33,7 @@ from flrc_edge.token_loss import Labels
 from flrc_runtime.manifest import Calibration, Storage
 
 GRAM_WINDOWS = 24  # whose inputs say how to round
+CORRECTION_WINDOWS = 40  # on which projections are fitted to what the compressed layers before them produce
 HEAD_WINDOWS = 4  # that number formats of the head are compared on
 MEASURED_WINDOWS = 8  # whose losses are measured at every rank: a curve is an average over all their tokens
 STATISTICS = "energy, weighted, gradient, Fisher scores"  # what a cached file holds
@@ -186,6 +187,11 @@ def tried_roundings(
     found = cached_tensors("rounding", _key(settings, (*parts, formats)), measure_all)
     head = dict(zip(EMBEDDING_FORMATS, found[HEAD].tolist(), strict=True))
     return {name: RoundingLosses.unpacked(found[name], storages) for name in factors}, head
+
+
+def correction_windows(loaded: LoadedModel, settings: Settings) -> torch.Tensor:
+    """Return the windows ``[windows, T]`` that factors are corrected on."""
+    return some_windows(calibration_windows(loaded, settings).ids, CORRECTION_WINDOWS)
 
 
 def some_windows(ids: torch.Tensor, count: int) -> torch.Tensor:

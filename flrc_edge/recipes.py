@@ -25,6 +25,7 @@ class Recipe:
         allocator: What chooses the ranks; ``asvd`` is its search by measured perplexity.
         score: Fisher score of the allocator ``fisher``.
         storage: How the factors are stored.
+        corrected: Whether they are fitted again to what the compressed layers before them have lost.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Recipe:
     allocator: Allocator | Literal["asvd"]
     score: Score = "gw2"
     storage: Storage = "plain"
+    corrected: bool = False
 
     @property
     def ranks(self) -> str:
@@ -59,5 +61,6 @@ RECIPES = (
     Recipe("spectrum-one-sided", "one-sided", "spectrum"),
     Recipe("spectrum-two-sided", "two-sided", "spectrum"),
     Recipe("measured-two-sided", "two-sided", "measured"),
+    Recipe("measured-two-sided-corrected", "two-sided", "measured", corrected=True),
     Recipe("search-two-sided", "two-sided", "search"),
 )

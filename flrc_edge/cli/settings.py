@@ -100,7 +100,9 @@ def factor_options(function: F) -> F:
             help="What gradients predict: tokens sampled from the model (true Fisher) or the text's own.",
         ),
         click.option(
-            "--correct", is_flag=True, help="Fit factors on the inputs that the compressed layers produce."
+            "--correct",
+            is_flag=True,
+            help="Fit every projection again to what the compressed layers before it have lost: less loss, more time.",
         ),
     ]
     for option in reversed(options):

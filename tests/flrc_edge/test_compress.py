@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from flrc_edge import checkpoint
 from flrc_edge.compression import compress
 from flrc_edge.errors import FlrcError, NumericalError, UsageError
 from flrc_edge.evaluation.perplexity import perplexity, torch_logits
+from flrc_edge.lowrank import set_stage
 from flrc_edge.measurements import measure
 from flrc_edge.models import open_model
 from flrc_edge.placement import compressed
@@ -49,6 +51,24 @@ def test_another_seed_gives_other_factors(compressed_stories: Any, tmp_path: Pat
     compress(compressed_stories.source, tmp_path / "b", replace(FAST, seed=1))
     a, b = hashes(tmp_path / "a"), hashes(tmp_path / "b")
     assert a["factors.safetensors"] != b["factors.safetensors"] and a["tokenizer.json"] == b["tokenizer.json"]
+
+
+def test_correction_lowers_what_stage_0_loses(compressed_stories: Any, tmp_path: Path) -> None:
+    """On tokens of another seed, and in every later stage that takes the same columns."""
+    source = compressed_stories.source
+    settings = replace(FAST, keep=(0.7, 0.5), boundaries=(8,))
+    texts = (WeightedText("chat"),)
+    ids = token_windows(source.tokenizer, texts, windows=8, length=256, seed=3).ids
+    found = {}
+    for correct in (False, True):
+        folder = tmp_path / str(correct)
+        compress(source, folder, replace(settings, correct=correct))
+        model = checkpoint.load(folder)
+        for stage in (0, 1):
+            set_stage(model, stage)
+            found[correct, stage] = perplexity(torch_logits(model), ids)
+    assert found[True, 0] < found[False, 0]
+    assert found[True, 1] < 1.02 * found[False, 1]
 
 
 def test_the_manifest_says_what_was_done(compressed_stories: Any) -> None:

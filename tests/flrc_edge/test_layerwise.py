@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from flrc_edge.correction import corrected, fit_corrected
-from flrc_edge.factorization import factorize
+from flrc_edge.correction import correct, corrected
+from flrc_edge.factorization import Factors
 from flrc_edge.layerwise import GroupInputs, walk
 from flrc_edge.measurements import calibration_windows, measure
-from flrc_edge.placement import compressed, placed
+from flrc_edge.placement import compressed
 from flrc_edge.planning import factorize_all, plan_ranks
 
 
@@ -43,7 +43,10 @@ def test_an_unchanged_model_sees_the_same_inputs(setting: Any) -> None:
 
     def fit(inputs: GroupInputs) -> dict[str, nn.Module]:
         seen.extend(inputs.names)
-        assert torch.allclose(inputs.energy, inputs.cross, rtol=1e-5, atol=1e-9)
+        assert inputs.energy.trace() > 0 and not inputs.drift.any()
+        adds = inputs.names[0].endswith(("o_proj", "down_proj"))
+        assert (inputs.lack is not None) == adds
+        assert inputs.lack is None or (not inputs.lack.any() and inputs.lack.shape[0] == 64)
         return {}
 
     walk(loaded.model, groups(loaded), ids, fit)
@@ -71,7 +74,7 @@ def test_later_groups_see_what_was_replaced(setting: Any) -> None:
     differs = {}
 
     def fit(inputs: GroupInputs) -> dict[str, nn.Module]:
-        differs[inputs.names[0]] = not torch.allclose(inputs.energy, inputs.cross, rtol=1e-4, atol=1e-7)
+        differs[inputs.names[0]] = bool(inputs.drift.any())
         if changed not in inputs.names:
             return {}
         linear = deepcopy(loaded.model.get_submodule(changed))
@@ -87,54 +90,96 @@ def test_later_groups_see_what_was_replaced(setting: Any) -> None:
     assert not any(m._forward_pre_hooks for m in loaded.model.modules())
 
 
-def test_correction_is_the_regression_on_the_new_inputs() -> None:
+@pytest.mark.parametrize("group", ["self_attn.o_proj", "mlp.down_proj"])
+def test_what_the_residual_stream_lacks(setting: Any, group: str) -> None:
+    """Against both models run whole: the stream before and after a layer, less what its projections add."""
+    loaded, settings, _, factors, plan = setting
+    ids = calibration_windows(loaded, settings).ids[:2]
+    found = {}
+
+    def fit(inputs: GroupInputs) -> dict[str, nn.Module]:
+        name = f"model.layers.2.{group}"
+        if name in inputs.names:
+            found[name] = inputs
+        with compressed(loaded, plan, factors) as model:
+            return {n: deepcopy(model.get_submodule(n)) for n in inputs.names}
+
+    def seen(model: Any) -> tuple[Any, Any]:
+        module = "" if group == "self_attn.o_proj" else ".post_attention_layernorm"
+        kept: dict[str, list[Any]] = {"stream": [], "inputs": []}
+        hooks = [
+            model.get_submodule(f"model.layers.2{part}").register_forward_pre_hook(
+                lambda _, inputs, into=kept[key]: into.append(inputs[0].flatten(0, 1).double())
+            )
+            for key, part in (("stream", module), ("inputs", f".{group}"))
+        ]
+        for window in ids:
+            model.model(window[None])
+        for hook in hooks:
+            hook.remove()
+        return torch.cat(kept["stream"]), torch.cat(kept["inputs"])
+
+    walk(loaded.model, groups(loaded), ids, fit)
+    with torch.no_grad():
+        stream, x = seen(loaded.model)
+        with compressed(loaded, plan, factors) as model:
+            twin_stream, x_hat = seen(model)
+    inputs = found[f"model.layers.2.{group}"]
+    assert inputs.lack is not None
+    root = stream.square().mean(1, keepdim=True).rsqrt()  # every token counts by its square
+    x, x_hat, stream, twin_stream = (rows * root for rows in (x, x_hat, stream, twin_stream))
+    for got, expected in (
+        (inputs.energy, x_hat.T @ x_hat),
+        (inputs.drift, (x - x_hat).T @ x_hat),
+        (inputs.lack, (stream - twin_stream).T @ x_hat),
+    ):
+        expected = expected / len(x)
+        assert (got - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("m", [4, 9])
+def test_correction_is_the_damped_regression(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flrc_edge.correction.RIDGE", 0.0)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4000, 6, generator=generator, dtype=torch.float64)
-    seen = x @ torch.randn(6, 6, generator=generator, dtype=torch.float64) + 0.3 * torch.randn(
-        4000, 6, generator=generator, dtype=torch.float64
-    )
-    inputs = GroupInputs(("p",), seen.T @ seen / 4000, x.T @ seen / 4000)
-    for m in (4, 9):  # wide and tall
-        weight = torch.randn(m, 6, generator=generator, dtype=torch.float64)
-        gradient = torch.eye(min(m, 6), dtype=torch.float64)
-        from flrc_edge.calibration import Moments
 
-        moments = Moments(torch.eye(min(m, 6), dtype=torch.float64), gradient, 1.0, 1.0, 1.0)
-        found, changed = corrected(weight, moments, inputs, ridge=0.0)
-        expected = torch.linalg.lstsq(seen, x @ weight.T).solution.T
-        assert torch.allclose(found, expected, atol=1e-8)
-        own = found @ inputs.energy @ found.T if m <= 6 else inputs.energy
-        assert torch.allclose(changed.energy, own)
-        unchanged, _ = corrected(weight, moments, inputs, ridge=1e12)
-        assert torch.allclose(unchanged, weight, atol=1e-6)
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x = noise(4000, 6)
+    seen, lack = x @ noise(6, 6) + 0.3 * noise(4000, 6), noise(4000, m)
+    weight = noise(m, 6)
+    factors = Factors(noise(m, 4).float(), noise(4, 6).float(), torch.zeros(4), 1.0)
+    inputs = GroupInputs(("p",), seen.T @ seen / 4000, (x - seen).T @ seen / 4000, lack.T @ seen / 4000)
+    rank = 3
+    found = corrected(factors, weight, rank, inputs, strength=1.0)
+    wanted = (x - seen) @ weight.T + lack
+    change = torch.linalg.lstsq(seen @ factors.V[:rank].double().T, wanted).solution.T
+    assert torch.allclose(found.U[:, :rank], factors.U[:, :rank] + change.float(), atol=1e-5)
+    assert torch.equal(found.U[:, rank:], factors.U[:, rank:]) and found.V is factors.V
+    half = corrected(factors, weight, rank, inputs, strength=0.5)
+    assert torch.allclose(half.U[:, :rank], factors.U[:, :rank] + change.float() / 2, atol=1e-5)
+    unlost = replace(inputs, drift=torch.zeros(6, 6, dtype=torch.float64), lack=None)
+    assert torch.equal(corrected(factors, weight, rank, unlost).U, factors.U)
 
 
-def test_correction_brings_layer_outputs_nearer(setting: Any) -> None:
-    loaded, settings, moments, factors, plan = setting
-    windows = calibration_windows(loaded, settings)
-    chunks = fit_corrected(loaded, plan, moments, windows, ridge=0.01)
-    assert set(chunks) == {p.name for p in plan.projections if not p.dense}
+def test_correction_brings_the_model_nearer(setting: Any) -> None:
+    """On windows that nothing was fitted to."""
+    loaded, settings, _, factors, plan = setting
+    unseen = calibration_windows(loaded, replace(settings, seed=1)).ids
+    better = correct(loaded, plan, factors, calibration_windows(loaded, settings).ids)
+    assert set(better) == set(factors)
+    for p in plan.projections:
+        assert torch.equal(better[p.name].V, factors[p.name].V)
+        if p.dense:
+            assert better[p.name] is factors[p.name]
 
-    def error(context: Any) -> float:
-        with torch.no_grad(), context as model:
+    def error(chosen: Any) -> float:
+        with torch.no_grad(), compressed(loaded, plan, chosen) as model:
             return sum(
                 (model.model(w[None]).last_hidden_state - hidden).square().mean().item()
-                for w, hidden in zip(windows.ids, reference, strict=True)
+                for w, hidden in zip(unseen, reference, strict=True)
             )
 
     with torch.no_grad():
-        reference = [loaded.model.model(w[None]).last_hidden_state for w in windows.ids]
-    assert error(placed(loaded, plan, chunks)) < error(compressed(loaded, plan, factors))
-
-
-def test_without_a_change_correction_is_plain_factorization(setting: Any) -> None:
-    """The first projection sees the original's inputs, so nothing is to be corrected there."""
-    loaded, _, moments, _, plan = setting
-    first = next(p for p in plan.projections if not p.dense)
-    inputs_energy = torch.eye(first.shape[1], dtype=torch.float64)
-    weight = loaded.model.get_parameter(f"{first.name}.weight").detach()
-    same, statistics = corrected(
-        weight, moments[first.name], GroupInputs((first.name,), inputs_energy, inputs_energy)
-    )
-    assert torch.allclose(same, weight.double(), atol=1e-12)
-    assert factorize(same, statistics).V.shape[1] == first.shape[1]
+        reference = [loaded.model.model(w[None]).last_hidden_state for w in unseen]
+    assert error(better) < 0.98 * error(factors)

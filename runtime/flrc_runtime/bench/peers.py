@@ -98,10 +98,16 @@ def _genai(path: Path) -> list[str]:
 
 
 def _llama_cpp(path: Path) -> list[str]:
-    """llama.cpp as the npm package node-llama-cpp ships it, installed in this folder or one above it."""
+    """llama.cpp's llama-bench, or the npm package node-llama-cpp in this folder or one above it."""
+    llama_bench = shutil.which("llama-bench")
+    if llama_bench is not None:
+        return [sys.executable, str(_HERE / "llama_bench_peer.py"), llama_bench, str(path)]
     node = shutil.which("node")
     if node is None:
-        raise FlrcError("llama.cpp is run through node, which is not installed", hint="install Node.js 20")
+        raise FlrcError(
+            "llama.cpp is run as llama-bench or through node, and neither is on the PATH",
+            hint="install llama.cpp, or Node.js 20",
+        )
     place = Path("node_modules", "node-llama-cpp")
     if not any((folder / place).is_dir() for folder in (Path.cwd(), *Path.cwd().parents)):
         raise FlrcError(
