@@ -17,7 +17,7 @@ from flrc_edge.machine import machine
 from flrc_edge.measurements import window_length
 from flrc_edge.models import LoadedModel
 from flrc_edge.origin import check_dense
-from flrc_edge.placement import compressed
+from flrc_edge.placement import placed
 from flrc_edge.progress import Progress, Timings, peak_rss_bytes, silent
 from flrc_edge.recipe_bench import RecipeBench, SearchTime
 from flrc_edge.recipes import RECIPES, REFERENCE, Recipe
@@ -119,8 +119,8 @@ def compare(
         for recipe in group:
             for done, keep in enumerate(keeps, 1):
                 plan = bench.plan(recipe, keep)
-                factors = bench.factors_of(recipe, plan)
-                with timings.phase("perplexity"), compressed(loaded, plan, factors) as model:
+                chunks = bench.chunks(recipe, plan)
+                with timings.phase("perplexity"), placed(loaded, plan, chunks) as model:
                     for f in _figures(
                         recipe.name, method, recipe.ranks, recipe.storage, plan, model, held_out
                     ):

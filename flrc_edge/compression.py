@@ -17,7 +17,8 @@ from flrc_edge.chunks import Chunk
 from flrc_edge.correction import correct
 from flrc_edge.divergence import dense_log_probs
 from flrc_edge.factorization import Factors
-from flrc_edge.integers import quantize_model, with_formats
+from flrc_edge.input_grams import HEAD
+from flrc_edge.integers import quantize_head, quantize_model, with_formats
 from flrc_edge.loss_curves import loss_curves
 from flrc_edge.measurements import correction_windows, input_grams, measure, with_losses
 from flrc_edge.models import LoadedModel, open_model
@@ -149,31 +150,34 @@ def _compress(
     if settings.allocator == "search" and factors:
         with timings.phase("select"):
             plan = search_plan(loaded, settings, plan.scores, factors, progress=progress)
-    if settings.correct and factors:
+    if settings.dtype not in ("float", "mixed") and not settings.sizes:
+        plan = with_formats(plan, settings.dtype, head=settings.head, hidden_size=loaded.config.hidden_size)
+    integers: dict[str, QuantizedMatrix] = {}
+    if settings.correct:
         with timings.phase("correct"):
-            factors = correct(loaded, plan, factors, correction_windows(loaded, settings), progress=progress)
-    with timings.phase("store"):
-        chunks = stored_chunks(plan, factors, progress=progress)
+            ids = correction_windows(loaded, settings)
+            found = correct(loaded, plan, factors, ids, grams=grams or None, progress=progress)
+            chunks, integers = found.chunks, found.integers
+    else:
+        with timings.phase("store"):
+            chunks = stored_chunks(plan, factors, progress=progress)
     curves = loss_curves(factors) if factors else None
     factors.clear()  # they take as much memory as the projections
     with timings.phase("schedule"):
         boundaries = _schedule(loaded, plan, chunks, settings, progress)
-    integers: dict[str, QuantizedMatrix] = {}
-    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
     if settings.dtype != "float":
-        dtype = settings.dtype
-        if settings.dtype != "mixed" and not settings.sizes:
-            plan = with_formats(
-                plan, settings.dtype, head=settings.head, hidden_size=loaded.config.hidden_size
-            )
         with timings.phase("quantize"):
-            integers = quantize_model(loaded.model, plan, chunks, grams, progress=progress)
+            if settings.correct:
+                integers |= quantize_head(loaded.model, plan, grams[HEAD])
+            else:
+                integers = quantize_model(loaded.model, plan, chunks, grams, progress=progress)
+    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
     content = Manifest(
         kind="checkpoint",
         model=info,
         plan=plan,
         schedule=boundaries,
-        dtype=dtype,
+        dtype=dtype if settings.dtype == "float" else settings.dtype,
         factorization=settings.factorization,
         calibration=calibration,
         versions=_versions(),

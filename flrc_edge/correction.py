@@ -4,29 +4,45 @@ Layer after layer, with the inputs x̂ that the compressed model has there, each
 the original, ``W x``, and, where they are added to the residual stream, also for what that stream lacks by then, d.
 The least-squares answer, damped, is ``U' = U + β E[(W (x - x̂) + d) x̂ᵀ] Vᵀ (V (E[x̂ x̂ᵀ] + ε) Vᵀ)⁻¹``. V stays, and
 with it the directions that the loss chose. Closed form, no training; nothing is corrected where nothing was lost
-before. Asking for inputs alone is known from the quantization of weights (GPTAQ, arXiv 2504.02692; QEP, arXiv
+before. A matrix that is rounded takes its change before it is, and what rounding does is among what later ones make up
+for. Asking for inputs alone is known from the quantization of weights (GPTAQ, arXiv 2504.02692; QEP, arXiv
 2504.09629, also for β < 1); asking for the residual stream is this project's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from flrc_edge.chunks import chunks_of
+from flrc_edge.chunks import Chunk, chunks_of
 from flrc_edge.factorization import Factors
 from flrc_edge.layerwise import STREAMS, GroupInputs, walk
 from flrc_edge.lowrank import low_rank_layer
 from flrc_edge.models import LoadedModel
 from flrc_edge.progress import Progress, silent
+from flrc_edge.quantization import QuantizedMatrix
+from flrc_edge.quantized_factors import quantize_projection
 from flrc_exporters.architectures import DecoderConfig
-from flrc_runtime.manifest import RankPlan
+from flrc_runtime.manifest import ProjectionPlan, RankPlan
 
 STRENGTH = 0.5  # β
 RIDGE = 0.1  # ε, of the mean diagonal of E[x̂ x̂ᵀ]
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What is stored of a plan.
+
+    Args:
+        chunks: Of every factored projection; what integers stand for where they are rounded.
+        integers: By the tensor name of a checkpoint.
+    """
+
+    chunks: dict[str, tuple[Chunk, ...]] = field(default_factory=dict)
+    integers: dict[str, QuantizedMatrix] = field(default_factory=dict)
 
 
 def corrected(
@@ -42,14 +58,25 @@ def corrected(
         strength: β; 0 returns the factors as they are.
     """
     v = factors.V[:rank].double()
+    left = factors.U.clone()
+    left[:, :rank] += _change(weight, v, inputs, strength).float()
+    return replace(factors, U=left)
+
+
+def corrected_weight(weight: Tensor, inputs: GroupInputs, *, strength: float = STRENGTH) -> Tensor:
+    """Return ``W: [m, n]`` of a dense projection, fitted in the same way: its V is the identity."""
+    identity = torch.eye(weight.shape[1], dtype=torch.float64)
+    return weight + _change(weight, identity, inputs, strength).to(weight.dtype)
+
+
+def _change(weight: Tensor, V: Tensor, inputs: GroupInputs, strength: float) -> Tensor:
+    """Return ``[m, r]`` float64: what is added to what multiplies ``V x̂``."""
     wanted = weight.double() @ inputs.drift
     if inputs.lack is not None:
         wanted = wanted + inputs.lack
-    damped = inputs.energy + RIDGE * inputs.energy.diagonal().mean() * torch.eye(v.shape[1], dtype=v.dtype)
-    change = strength * torch.linalg.solve(v @ damped @ v.T, v @ wanted.T).T
-    left = factors.U.clone()
-    left[:, :rank] += change.float()
-    return replace(factors, U=left)
+    damped = inputs.energy + RIDGE * inputs.energy.diagonal().mean() * torch.eye(V.shape[1], dtype=V.dtype)
+    solution: Tensor = torch.linalg.solve(V @ damped @ V.T, V @ wanted.T).T
+    return strength * solution
 
 
 def correct(
@@ -58,46 +85,69 @@ def correct(
     factors: Mapping[str, Factors],
     ids: Tensor,
     *,
+    grams: Mapping[str, Tensor] | None = None,
     progress: Progress = silent,
-) -> dict[str, Factors]:
-    """Correct the factors of a plan's stage 0, in the order of the forward pass.
+) -> Corrected:
+    """Correct a plan's stage 0, in the order of the forward pass.
 
-    Dense projections stay as they are. Later stages take the same columns of U.
+    Later stages take the same columns of U. Dense projections stay as they are in floats.
 
     Args:
         loaded: The original model; left as it was.
-        plan: Ranks and storage.
-        factors: Of every projection.
+        plan: Ranks, storage and, with ``grams``, number formats.
+        factors: Of every factored projection.
         ids: ``[windows, T]`` token ids.
+        grams: ``[n, n]`` of every projection, from input_grams.py, to round to the plan's number formats by; None
+            leaves floats.
         progress: Called after every layer.
 
-    Returns:
-        The factors of every projection.
-
     Raises:
-        NumericalError: An input is not finite.
+        NumericalError: A value is not finite.
     """
     plans = plan.by_name()
     groups: dict[str, list[str]] = {}
     for projection in loaded.config.projections():
-        if not plans[projection.name].dense:
+        if grams is not None or not plans[projection.name].dense:
             groups.setdefault(projection.group, []).append(projection.name)
-    found = dict(factors)
+    found = Corrected()
+    if not groups:
+        return found
 
     def fit(inputs: GroupInputs) -> dict[str, nn.Module]:
         modules: dict[str, nn.Module] = {}
         for name in inputs.names:
-            p = plans[name]
-            ranks = tuple(r for r in p.ranks if r is not None)
             linear = loaded.model.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            found[name] = corrected(factors[name], linear.weight, ranks[0], inputs)
-            chunks = chunks_of(found[name].U, found[name].V, p)
-            modules[name] = low_rank_layer(linear, chunks, ranks=ranks)
+            modules[name] = fit_one(plans[name], linear, inputs)
         return modules
+
+    def fit_one(p: ProjectionPlan, linear: nn.Linear, inputs: GroupInputs) -> nn.Module:
+        weight: Tensor | None = None
+        chunks: tuple[Chunk, ...] = ()
+        ranks = tuple(r for r in p.ranks if r is not None)
+        if p.dense:
+            weight = corrected_weight(linear.weight.detach(), inputs)
+        else:
+            f = corrected(factors[p.name], linear.weight, ranks[0], inputs)
+            chunks = chunks_of(f.U, f.V, p)
+        if grams is not None:
+            rounded = quantize_projection(weight, p, chunks, grams[p.name])
+            weight, chunks = rounded.weight, rounded.chunks
+            found.integers.update({f"{p.name}.{matrix}": q for matrix, q in rounded.integers.items()})
+        if p.dense:
+            assert weight is not None
+            return _linear(linear, weight)
+        found.chunks[p.name] = chunks
+        return low_rank_layer(linear, chunks, ranks=ranks)
 
     config = loaded.config
     plain = isinstance(config, DecoderConfig) and config.norms_per_block == 2
     streams = STREAMS if plain else {}  # elsewhere outputs are normalized or scaled before they are added
     walk(loaded.model, groups, ids, fit, streams=streams, progress=progress, phase="correct")
     return found
+
+
+def _linear(like: nn.Linear, weight: Tensor) -> nn.Linear:
+    made = nn.Linear(like.in_features, like.out_features, bias=False)
+    made.weight, made.bias = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False), like.bias
+    return made

@@ -67,10 +67,19 @@ def quantize_model(
         result = quantize_projection(weight, p, tuple(chunks.get(p.name, ())), grams[p.name])
         found |= {f"{p.name}.{matrix}": integers for matrix, integers in result.integers.items()}
         progress("quantize", done, len(plan.projections))
+    return found | quantize_head(model, plan, grams[HEAD])
+
+
+def quantize_head(model: nn.Module, plan: RankPlan, gram: Tensor) -> dict[str, QuantizedMatrix]:
+    """Round embedding and head to the plan's number format; nothing if that is of floats.
+
+    Args:
+        model: The original model.
+        plan: With number formats.
+        gram: ``E[h hᵀ]: [hidden size, hidden size]`` of the head's inputs.
+    """
     number_format = NumberFormat.named(plan.embedding)
-    if number_format.quantized:
-        found |= quantize_embedding(model, number_format, grams[HEAD])
-    return found
+    return quantize_embedding(model, number_format, gram) if number_format.quantized else {}
 
 
 def round_model(

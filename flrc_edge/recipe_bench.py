@@ -13,6 +13,7 @@ from flrc_edge.baselines.rank_search import Search, search_ranks, sensitivities
 from flrc_edge.baselines.sensitivity_store import SensitivityStore, Truncation
 from flrc_edge.baselines.svd import svd_factors
 from flrc_edge.calibration import Moments, calibrate
+from flrc_edge.chunks import Chunk
 from flrc_edge.correction import correct
 from flrc_edge.factorization import Factors, Method
 from flrc_edge.measurements import (
@@ -23,6 +24,7 @@ from flrc_edge.measurements import (
     with_losses,
 )
 from flrc_edge.models import LoadedModel
+from flrc_edge.placement import stored_chunks
 from flrc_edge.planning import factorize_all, plan_ranks, search_plan
 from flrc_edge.progress import Progress, Timings, silent
 from flrc_edge.recipes import Factorization, Recipe
@@ -173,13 +175,13 @@ class RecipeBench:
         self._choosing.setdefault((recipe.allocator, reads), []).append(spent)
         return plan
 
-    def factors_of(self, recipe: Recipe, plan: RankPlan) -> Mapping[str, Factors]:
-        """Return the factors to put into the model: those that are there, corrected if the recipe says so."""
+    def chunks(self, recipe: Recipe, plan: RankPlan) -> Mapping[str, Sequence[Chunk]]:
+        """Return what is stored of a plan, from the factors that are there: corrected if the recipe says so."""
         if not recipe.corrected:
-            return self.factors
+            return stored_chunks(plan, self.factors)
         with self._timings.phase("correct"):
             ids = correction_windows(self._loaded, self._settings)
-            return correct(self._loaded, plan, self.factors, ids, progress=self._progress)
+            return correct(self._loaded, plan, self.factors, ids, progress=self._progress).chunks
 
     def search_times(self) -> tuple[SearchTime, ...]:
         """Return what choosing ranks took so far; nothing if ASVD's search, the yardstick, was not run."""

@@ -37,7 +37,7 @@ class Settings:
         score: Fisher score of the allocator ``fisher``.
         factorization: ``two-sided`` (gradient-aware) or ``one-sided`` (activation-aware).
         labels: What the gradients of the statistics predict: tokens ``sampled`` from the model, or the ``text``.
-        correct: Fit factors on the inputs that the compressed layers before them produce (correction.py).
+        correct: Fit factors again to what the compressed layers before them have lost (correction.py).
         dtype: ``float`` keeps the model's dtype; ``int8`` and ``int4`` (``int4/128``: a scale in 128 inputs instead of
             32) round with compensation (quantization.py);
             ``mixed`` chooses the format of every matrix together with its rank, for ``sizes`` (bit_allocation.py).

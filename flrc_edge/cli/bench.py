@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME=PATH",
     help="Another program to compare with (repeatable): genai=FOLDER is onnxruntime-genai, llama.cpp=FILE.gguf is "
-    "llama.cpp through the npm package node-llama-cpp, installed in this folder or one above.",
+    "llama.cpp: llama-bench if that is on the PATH, else the npm package node-llama-cpp, installed in this folder or "
+    "one above.",
 )
 @click.option(
     "-p", "--prompt-tokens", default="64", show_default=True, metavar="N,N,…", help="Tokens to read."

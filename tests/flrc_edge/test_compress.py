@@ -53,12 +53,12 @@ def test_another_seed_gives_other_factors(compressed_stories: Any, tmp_path: Pat
     assert a["factors.safetensors"] != b["factors.safetensors"] and a["tokenizer.json"] == b["tokenizer.json"]
 
 
-def test_correction_lowers_what_stage_0_loses(compressed_stories: Any, tmp_path: Path) -> None:
-    """On tokens of another seed, and in every later stage that takes the same columns."""
+@pytest.mark.parametrize("dtype", ["float", "int4"])
+def test_correction_lowers_what_is_lost(compressed_stories: Any, tmp_path: Path, dtype: Any) -> None:
+    """On other text than it is fitted to, and not at the expense of the later stage."""
     source = compressed_stories.source
-    settings = replace(FAST, keep=(0.7, 0.5), boundaries=(8,))
-    texts = (WeightedText("chat"),)
-    ids = token_windows(source.tokenizer, texts, windows=8, length=256, seed=3).ids
+    settings = replace(FAST, keep=(0.7, 0.5), boundaries=(8,), dtype=dtype)
+    ids = token_windows(source.tokenizer, (WeightedText("chat"),), windows=8, length=256, seed=3).ids
     found = {}
     for correct in (False, True):
         folder = tmp_path / str(correct)

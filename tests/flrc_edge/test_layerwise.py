@@ -12,9 +12,11 @@ from torch import nn
 
 from flrc_edge.correction import correct, corrected
 from flrc_edge.factorization import Factors
+from flrc_edge.input_grams import weighted_grams
+from flrc_edge.integers import quantize_model, with_formats
 from flrc_edge.layerwise import GroupInputs, walk
 from flrc_edge.measurements import calibration_windows, measure
-from flrc_edge.placement import compressed
+from flrc_edge.placement import compressed, placed, placed_integers, stored_chunks
 from flrc_edge.planning import factorize_all, plan_ranks
 
 
@@ -163,18 +165,23 @@ def test_correction_is_the_damped_regression(m: int, monkeypatch: pytest.MonkeyP
 
 
 def test_correction_brings_the_model_nearer(setting: Any) -> None:
-    """On windows that nothing was fitted to."""
+    """On windows that nothing was fitted to; of integers, too, whose dense weights take their share."""
     loaded, settings, _, factors, plan = setting
+    ids = calibration_windows(loaded, settings).ids
     unseen = calibration_windows(loaded, replace(settings, seed=1)).ids
-    better = correct(loaded, plan, factors, calibration_windows(loaded, settings).ids)
-    assert set(better) == set(factors)
-    for p in plan.projections:
-        assert torch.equal(better[p.name].V, factors[p.name].V)
-        if p.dense:
-            assert better[p.name] is factors[p.name]
+    before = stored_chunks(plan, factors)
+    after = correct(loaded, plan, factors, ids)
+    assert set(after.chunks) == set(before) and not after.integers
+    rounded = with_formats(plan, "int4", head="int8", hidden_size=64)
+    grams = weighted_grams(loaded.model, [p.name for p in plan.projections], ids)
+    integers = quantize_model(loaded.model, rounded, before, grams)
+    mended = correct(loaded, rounded, factors, ids, grams=grams)
+    names = set(integers) - {"model.embed_tokens.weight"}
+    assert set(mended.integers) == names
+    assert any(p.dense for p in plan.projections)
 
-    def error(chosen: Any) -> float:
-        with torch.no_grad(), compressed(loaded, plan, chosen) as model:
+    def error(placed_model: Any) -> float:
+        with torch.no_grad(), placed_model as model:
             return sum(
                 (model.model(w[None]).last_hidden_state - hidden).square().mean().item()
                 for w, hidden in zip(unseen, reference, strict=True)
@@ -182,4 +189,7 @@ def test_correction_brings_the_model_nearer(setting: Any) -> None:
 
     with torch.no_grad():
         reference = [loaded.model.model(w[None]).last_hidden_state for w in unseen]
-    assert error(better) < 0.98 * error(factors)
+    assert error(placed(loaded, plan, after.chunks)) < 0.98 * error(placed(loaded, plan, before))
+    assert error(placed_integers(loaded, rounded, mended.chunks, mended.integers)) < 0.98 * error(
+        placed_integers(loaded, rounded, before, {name: integers[name] for name in names})
+    )

@@ -1,8 +1,8 @@
 """llama.cpp's own benchmark as a peer: ``llama_bench_peer.py COMMAND GGUF THREADS CONTEXT`` (peers.py).
 
-``llama-bench`` is run once a question, so what it measures is its own, and in turn with ours: it loads the model, warms
-up, and times a prompt of random tokens and the making of tokens. Tokens are made behind a prompt of that length where it
-knows ``--n-depth`` (2025), else from an empty cache, which flatters it.
+``llama-bench`` is run once a question, so what it measures is its own, and in turn with ours: it loads the model,
+warms up, and times a prompt of random tokens and the making of tokens. Tokens are made behind a prompt of that length
+where it knows ``--n-depth`` (2025), else from an empty cache, which flatters it.
 """
 
 from __future__ import annotations
