@@ -138,6 +138,7 @@ benchmarks: setup
 	$(COMPARE) smollm2-135m --joint --keep .9,.8,.7,.6 --tokens 73728 $(MIXTURE) $(SAVE)
 	$(COMPARE) qwen2.5-coder-0.5b --joint --keep .9,.8,.7,.6 --tokens 40960 $(MIXTURE) $(SAVE)
 	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --recipe asvd --recipe flra-gw2 --recipe measured-two-sided --asvd-window 256 --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
+	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --recipe flra-gw2 --recipe measured-two-sided --recipe measured-two-sided-corrected --storage both --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
 	$(BIN)/flrc-edge compress smollm2-135m -o $(OUT)/bench/keep-80 --keep .8 --storage pivoted --tokens 73728 $(MIXTURE) --overwrite
 	$(BIN)/flrc-edge heal $(OUT)/bench/keep-80 -o $(OUT)/bench/keep-80-healed --minutes 60 --train all $(MIXTURE) --overwrite $(SAVE)
 	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --checkpoint $(OUT)/bench/keep-80-healed --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
