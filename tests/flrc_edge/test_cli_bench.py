@@ -50,4 +50,5 @@ def test_what_llama_bench_cannot_open(stories_bundle: Path, tmp_path: Path) -> N
     (tmp_path / "s.gguf").write_bytes(b"GGUF")
     arguments = ["bench", str(stories_bundle), "-p", "8", "-n", "4", "-r", "1"]
     done = CliRunner().invoke(group, [*arguments, "--peer", f"llama.cpp={tmp_path / 's.gguf'}"])
-    assert done.exit_code == 3 and "llama-bench: " in done.stderr and "Traceback" not in done.stderr
+    assert done.exit_code == 1 and "Traceback" not in done.stderr
+    assert "llama.cpp: s.gguf: llama-bench: " in done.stderr and len(done.stderr.splitlines()) == 1

@@ -245,8 +245,8 @@ def test_peers_that_fail_say_so_in_one_sentence(
     with pytest.raises(UsageError, match="it has no genai_config"):
         Peer("genai", tmp_path.parent, threads=1, context=64)
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(FlrcError, match="node"):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FlrcError, match="llama-bench or through node"):
         Peer("llama.cpp", tmp_path / "x.gguf", threads=1, context=64)
 
 
