@@ -267,7 +267,7 @@ def test_what_cannot_be_met_is_refused_before_calibration(
 
 
 def test_recipes() -> None:
-    assert len(BY_NAME) == len(RECIPES) == 13 and {r.storage for r in RECIPES} == {"plain"}
+    assert len(BY_NAME) == len(RECIPES) == 14 and {r.storage for r in RECIPES} == {"plain"}
     recipe = BY_NAME["spectrum-two-sided"]
     assert recipe.stored("plain") is recipe
     assert recipe.stored("pivoted") == Recipe(
