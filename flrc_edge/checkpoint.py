@@ -147,7 +147,7 @@ def load(folder: str | Path, stage: int = 0) -> Any:
         config, dtype=dtype, attn_implementation="sdpa"
     ).eval()
     for projection in content.plan.projections:
-        ranks = tuple(r for r in projection.ranks if r is not None)
+        ranks = projection.factored_ranks
         if ranks:
             chunks = [
                 Chunk(

@@ -171,13 +171,15 @@ def _compress(
                 integers |= quantize_head(loaded.model, plan, grams[HEAD])
             else:
                 integers = quantize_model(loaded.model, plan, chunks, grams, progress=progress)
-    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+    dtype: str = settings.dtype
+    if dtype == "float":
+        dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
     content = Manifest(
         kind="checkpoint",
         model=info,
         plan=plan,
         schedule=boundaries,
-        dtype=dtype if settings.dtype == "float" else settings.dtype,
+        dtype=dtype,
         factorization=settings.factorization,
         calibration=calibration,
         versions=_versions(),

@@ -12,6 +12,7 @@ for. Asking for inputs alone is known from the quantization of weights (GPTAQ, a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -63,19 +64,21 @@ def corrected(
     return replace(factors, U=left)
 
 
-def corrected_weight(weight: Tensor, inputs: GroupInputs, *, strength: float = STRENGTH) -> Tensor:
+def corrected_weight(weight: Tensor, inputs: GroupInputs) -> Tensor:
     """Return ``W: [m, n]`` of a dense projection, fitted in the same way: its V is the identity."""
-    identity = torch.eye(weight.shape[1], dtype=torch.float64)
-    return weight + _change(weight, identity, inputs, strength).to(weight.dtype)
+    return weight + _change(weight, None, inputs, STRENGTH).to(weight.dtype)
 
 
-def _change(weight: Tensor, V: Tensor, inputs: GroupInputs, strength: float) -> Tensor:
-    """Return ``[m, r]`` float64: what is added to what multiplies ``V x̂``."""
+def _change(weight: Tensor, V: Tensor | None, inputs: GroupInputs, strength: float) -> Tensor:
+    """Return ``[m, r]`` float64: what is added to what multiplies ``V x̂``, or x̂ itself."""
     wanted = weight.double() @ inputs.drift
     if inputs.lack is not None:
         wanted = wanted + inputs.lack
-    damped = inputs.energy + RIDGE * inputs.energy.diagonal().mean() * torch.eye(V.shape[1], dtype=V.dtype)
-    solution: Tensor = torch.linalg.solve(V @ damped @ V.T, V @ wanted.T).T
+    energy, wanted = inputs.energy, wanted.T
+    damped = energy + RIDGE * energy.diagonal().mean() * torch.eye(len(energy), dtype=energy.dtype)
+    if V is not None:
+        damped, wanted = V @ damped @ V.T, V @ wanted
+    solution: Tensor = torch.linalg.solve(damped, wanted).T
     return strength * solution
 
 
@@ -124,11 +127,10 @@ def correct(
     def fit_one(p: ProjectionPlan, linear: nn.Linear, inputs: GroupInputs) -> nn.Module:
         weight: Tensor | None = None
         chunks: tuple[Chunk, ...] = ()
-        ranks = tuple(r for r in p.ranks if r is not None)
         if p.dense:
             weight = corrected_weight(linear.weight.detach(), inputs)
         else:
-            f = corrected(factors[p.name], linear.weight, ranks[0], inputs)
+            f = corrected(factors[p.name], linear.weight, p.factored_ranks[0], inputs)
             chunks = chunks_of(f.U, f.V, p)
         if grams is not None:
             rounded = quantize_projection(weight, p, chunks, grams[p.name])
@@ -138,7 +140,7 @@ def correct(
             assert weight is not None
             return _linear(linear, weight)
         found.chunks[p.name] = chunks
-        return low_rank_layer(linear, chunks, ranks=ranks)
+        return low_rank_layer(linear, chunks, ranks=p.factored_ranks)
 
     config = loaded.config
     plain = isinstance(config, DecoderConfig) and config.norms_per_block == 2
@@ -148,6 +150,6 @@ def correct(
 
 
 def _linear(like: nn.Linear, weight: Tensor) -> nn.Linear:
-    made = nn.Linear(like.in_features, like.out_features, bias=False)
-    made.weight, made.bias = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False), like.bias
+    made = deepcopy(like)
+    made.weight = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False)
     return made

@@ -92,10 +92,11 @@ def walk(
             outputs = [layer(h, **arguments[index]) for h in hidden]
         originals[""] = [_flat(h) for h in hidden]
         for first, names in mine.items():
-            moments = _Moments()
+            moments, stream = _Moments(), streams.get(first)
             for i, h in enumerate(replaced_hidden):
-                seen = _inputs(twin, first, streams.get(first), h, arguments[index])
-                moments.add({name: (originals[name][i], x_hat) for name, x_hat in seen.items()}, first)
+                seen, reached = _inputs(twin, first, stream, h, arguments[index])
+                pair = None if stream is None or reached is None else (originals[stream][i], reached)
+                moments.add(originals[first][i], seen, pair)
             for name, module in fit(moments.of(names)).items():
                 _put(twin, name.removeprefix(prefix), module)
         hidden = outputs
@@ -110,16 +111,14 @@ class _Moments:
         self._sums: list[Tensor] = []
         self._tokens = 0
 
-    def add(self, pairs: Mapping[str, tuple[Tensor, Tensor]], first: str) -> None:
-        """Add one window: the inputs ``[T, n]`` of ``first`` in both models and, if it has one, its residual stream."""
-        seen = pairs[first][1]
-        lacks = [original - replaced for original, replaced in pairs.values()]
-        for name, (stream, _) in pairs.items():
-            if name != first:
-                weight = (
-                    stream.square().mean(1, keepdim=True).clamp_min(torch.finfo(stream.dtype).tiny).rsqrt()
-                )
-                seen, lacks = seen * weight, [lack * weight for lack in lacks]
+    def add(self, original: Tensor, seen: Tensor, streams: tuple[Tensor, Tensor] | None) -> None:
+        """Add one window: inputs ``[T, n]`` and, if there is one, the residual stream, of both models."""
+        lacks = [original - seen]
+        if streams is not None:
+            stream, reached = streams
+            square = stream.square().mean(1, keepdim=True)
+            weight = square.clamp_min(torch.finfo(square.dtype).tiny).rsqrt()
+            seen, lacks = seen * weight, [lacks[0] * weight, (stream - reached) * weight]
         products = [(rows.T @ seen).double() for rows in (seen, *lacks)]
         self._sums = [a + b for a, b in zip(self._sums, products, strict=True)] if self._sums else products
         self._tokens += len(seen)
@@ -163,15 +162,13 @@ def _recorded(
 
 def _inputs(
     twin: nn.Module, first: str, stream: str | None, hidden: Tensor, arguments: Mapping[str, Any]
-) -> dict[str, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Return the inputs ``[T, n]`` of a projection and, if there is one, of what reads its residual stream."""
     wanted = [stream, first] if stream else [first]
     with _recorded(twin, wanted, last=first) as found, suppress(_Reached):
         twin(hidden, **arguments)
-    seen = {first: found[first][0]}
-    if stream is not None:
-        seen[stream] = found[stream][0] if stream else _flat(hidden)
-    return seen
+    found[""] = [_flat(hidden)]
+    return found[first][0], None if stream is None else found[stream][0]
 
 
 def _flat(hidden: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def placed(
     replaced = {}
     try:
         for p in plan.projections:
-            ranks = tuple(r for r in p.ranks if r is not None)
+            ranks = p.factored_ranks
             if ranks:
                 linear = loaded.model.get_submodule(p.name)
                 assert isinstance(linear, torch.nn.Linear)

@@ -97,7 +97,7 @@ class ProjectionPlan:
         m, n = self.shape
         _require(self.storage in get_args(Storage), f"{self.name}: storage {self.storage!r} is unknown")
         _require(_is_count(m, 1) and _is_count(n, 1), f"{self.name}: shape must be two positive integers")
-        factored = [r for r in self.ranks if r is not None]
+        factored = list(self.factored_ranks)
         _require(len(factored) in (0, len(self.ranks)), f"{self.name}: dense at some stages but not at all")
         _require(
             all(_is_count(r, 1) and r <= min(m, n) for r in factored),
@@ -116,6 +116,11 @@ class ProjectionPlan:
         """Whether the projection keeps its full matrix."""
         return self.ranks[0] is None
 
+    @property
+    def factored_ranks(self) -> tuple[int, ...]:
+        """The ranks of all stages; none if the projection is dense."""
+        return tuple(r for r in self.ranks if r is not None)
+
     def parameters(self, stage: int) -> int:
         """Return the parameters activated at ``stage``: those of the chunks it reads, or ``m n`` if dense."""
         rank = self.ranks[stage]
@@ -126,7 +131,7 @@ class ProjectionPlan:
 
     def chunks(self) -> tuple[tuple[int, int], ...]:
         """Return the blocks ``[start, stop)`` of ranks that stages share, the one every stage reads first."""
-        bounds = [0, *sorted({r for r in self.ranks if r is not None})]
+        bounds = [0, *sorted(set(self.factored_ranks))]
         return tuple(pairwise(bounds))
 
     def matrices(self) -> dict[str, tuple[int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,12 @@ def test_peers_that_fail_say_so_in_one_sentence(
     with pytest.raises(UsageError, match="it has no genai_config"):
         Peer("genai", tmp_path.parent, threads=1, context=64)
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    found = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "llama-bench" else found(name))
+    with pytest.raises(FlrcError, match="node"):
+        Peer("llama.cpp", tmp_path / "x.gguf", threads=1, context=64)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(FlrcError, match="llama-bench or through node"):
         Peer("llama.cpp", tmp_path / "x.gguf", threads=1, context=64)
 

@@ -20,22 +20,22 @@ def main() -> None:
     command, path, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
     base = [command, "-m", path, "-r", "1", "-o", "json", *(["-t", str(threads)] if threads else [])]
     has_depth = "--n-depth" in _run([command, "--help"])
-    _say({"version": f"{_tests(base, prompt=1)[0]['build_commit']} (llama-bench)"})
+    _say({"version": f"{_test(base, prompt=1)['build_commit']} (llama-bench)"})
     for line in sys.stdin:
         question = json.loads(line)
         length, tokens = len(question["ids"]), question["tokens"]
-        (prompt,) = _tests(base, prompt=length)
+        prompt = _test(base, prompt=length)
         depth = ["-d", str(length)] if has_depth else []
-        decode = _tests([*base, *depth], decode=tokens)[0]["avg_ns"] if tokens else 0
+        decode = _test([*base, *depth], decode=tokens)["avg_ns"] if tokens else 0
         _say({"prompt": prompt["avg_ns"] * NANO, "decode": decode * NANO})
 
 
-def _tests(base: list[str], *, prompt: int = 0, decode: int = 0) -> list[dict[str, Any]]:
+def _test(base: list[str], *, prompt: int = 0, decode: int = 0) -> dict[str, Any]:
     """Run one test; ``-p 0`` or ``-n 0`` leaves the other out."""
     found: list[dict[str, Any]] = json.loads(_run([*base, "-p", str(prompt), "-n", str(decode)]))
     if len(found) != 1:
         raise ValueError(f"llama-bench answered with {len(found)} tests instead of one")
-    return found
+    return found[0]
 
 
 def _run(command: list[str]) -> str:
