@@ -27,9 +27,8 @@ from .files import resolve_inside
 from .graph_file import check_graph_file
 from .manifest import KIND_NAMES, Manifest
 from .sessions import check_onnxruntime, loading_error
-from .shared_weights import SharedWeights
+from .shared_weights import PACKED_WEIGHTS, SharedWeights
 
-WEIGHTS = "packed.bin"
 FORMAT = 1  # of what is in a packed folder
 INLINE = 1024  # bytes; smaller tensors stay in the graph
 LIMIT = 16 * 10**9  # bytes of all packed bundles together, but for the newest
@@ -76,7 +75,7 @@ def processor() -> str:
 def find_packed(manifest: Manifest) -> Path | None:
     """Return the folder of a bundle's packed weights if it is there, and note that it was used."""
     place = packed_place(manifest)
-    if not (place / WEIGHTS).is_file():
+    if not (place / PACKED_WEIGHTS).is_file():
         return None
     try:
         os.utime(place)
@@ -115,8 +114,8 @@ def pack(folder: Path, manifest: Manifest, *, progress: Callable[[int, int], Non
         _clear_stale(place.parent)
         _check_room(folder, manifest, place.parent)
         work.mkdir()
-        with (work / WEIGHTS).open("wb") as file:
-            shared = SharedWeights(file, WEIGHTS)
+        with (work / PACKED_WEIGHTS).open("wb") as file:
+            shared = SharedWeights(file, PACKED_WEIGHTS)
             if progress is not None:
                 progress(0, len(manifest.stages))
             for done, stage in enumerate(manifest.stages, 1):
@@ -135,7 +134,7 @@ def pack(folder: Path, manifest: Manifest, *, progress: Callable[[int, int], Non
         try:
             work.replace(place)
         except OSError:
-            if not (place / WEIGHTS).is_file():  # else another process was faster
+            if not (place / PACKED_WEIGHTS).is_file():  # else another process was faster
                 raise
     except OSError as error:
         raise FlrcError(f"{place.parent} cannot be written: {error.strerror or error}") from None

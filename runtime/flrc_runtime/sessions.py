@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from .errors import FlrcError, FormatError, UsageError
 from .files import resolve_inside
-from .free_memory import trim
+from .free_memory import let_go, trim
 from .graph_file import check_graph_file
 from .kv_cache import KvShape
 from .manifest import Manifest
 from .providers import CPU, Provider, add_provider, device_of, usable
+from .shared_weights import PACKED_WEIGHTS
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, IOBinding, NodeArg
@@ -155,7 +156,7 @@ class StageSessions:
         check_onnxruntime()
         if self._packed is not None:
             try:
-                return self._session(resolve_inside(self._packed, name), packed=True)
+                return self._mapped_session(resolve_inside(self._packed, name))
             except Exception as error:  # onnxruntime's errors share no base of their own
                 _log.warning(
                     "the packed weights of %s are damaged and were removed (%s)",
@@ -179,6 +180,15 @@ class StageSessions:
                     ) from error
                 _log.warning("%s cannot run %s (%s); using %s", first.name, name, reason, rest[0].name)
                 self._providers = usable(rest)
+
+    def _mapped_session(self, graph: Path) -> InferenceSession:
+        """Open a graph of the packed folder, whose weights then take memory as they are used.
+
+        onnxruntime packs every tensor once more, to compare it with what was packed before, and so reads all of them.
+        """
+        session = self._session(graph, packed=True)
+        let_go((graph.parent / PACKED_WEIGHTS).resolve())
+        return session
 
     def _session(self, graph: Path, *, packed: bool) -> InferenceSession:
         import onnxruntime

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from .errors import FormatError
 from .protobuf import encoded, fields, replaced
 
+PACKED_WEIGHTS = "packed.bin"  # in a packed folder, what its graphs know the shared file by
 ALIGNMENT = 4096  # a page, so that a mapped tensor begins on one
 _GRAPH, _INITIALIZER, _EXTERNAL_DATA = 7, 5, 13  # fields of ModelProto, GraphProto and TensorProto
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -16,7 +17,7 @@ def build(kind: type[T], raw: Any, where: str) -> T:
     """Build a dataclass from JSON, rejecting unknown, missing and wrongly typed fields."""
     if not isinstance(raw, dict):
         raise FormatError(f"{where}: expected an object")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     unknown = sorted(set(raw) - set(hints))
     if unknown:
         raise FormatError(f"{where}: unknown field {unknown[0]!r}")
@@ -25,6 +26,11 @@ def build(kind: type[T], raw: Any, where: str) -> T:
         return kind(**values)
     except TypeError as error:
         raise FormatError(f"{where}: {error}") from None
+
+
+@cache  # a manifest has hundreds of objects of a dozen kinds
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from flrc_runtime import FlrcError, FormatError, load, manifest, packing
-from flrc_runtime.packing import WEIGHTS, evict, find_packed, pack, packed_place
+from flrc_runtime.packing import evict, find_packed, pack, packed_place
 from flrc_runtime.protobuf import encoded, fields
-from flrc_runtime.shared_weights import SharedWeights
+from flrc_runtime.shared_weights import PACKED_WEIGHTS, SharedWeights
 
 IDS = list(range(5, 60))
 
@@ -58,11 +58,11 @@ def test_the_same_logits_through_all_stages(exported: Path, cache: Path) -> None
     (entry,) = cache.iterdir()
     content = manifest.read(exported)
     assert sorted(p.name for p in entry.iterdir()) == sorted(
-        [WEIGHTS, *(stage.graph for stage in content.stages)]
+        [PACKED_WEIGHTS, *(stage.graph for stage in content.stages)]
     )
     # Raw and packed bytes of all stages, each once: what stage 0 alone has, for it has every chunk.
     weights = (exported / "weights.bin").stat().st_size
-    assert (entry / WEIGHTS).stat().st_size < 3 * weights + 4096 * 400
+    assert (entry / PACKED_WEIGHTS).stat().st_size < 3 * weights + 4096 * 400
 
 
 def test_a_prompt_is_read_without_the_logits_of_all_positions(exported: Path, cache: Path) -> None:
@@ -83,13 +83,13 @@ def test_a_prompt_is_read_without_the_logits_of_all_positions(exported: Path, ca
 
 def test_stages_share_every_tensor(bundle: Any, cache: Path, tmp_path: Path) -> None:
     folder = bundle.folder
-    all_stages = pack(folder, manifest.read(folder)) / WEIGHTS
+    all_stages = pack(folder, manifest.read(folder)) / PACKED_WEIGHTS
     alone = tmp_path / "alone"
     shutil.copytree(folder, alone)
     content = manifest.read(alone)
     (alone / content.stages[1].graph).write_bytes((alone / content.stages[0].graph).read_bytes())
     manifest.seal(alone, content)
-    one_stage = pack(alone, manifest.read(alone)) / WEIGHTS
+    one_stage = pack(alone, manifest.read(alone)) / PACKED_WEIGHTS
     assert all_stages.stat().st_size == one_stage.stat().st_size
 
 
@@ -148,7 +148,7 @@ def test_a_damaged_entry_is_made_again(
 ) -> None:
     expected = load(bundle.folder, threads=1).logits(IDS)
     (entry,) = cache.iterdir()
-    file = entry / (WEIGHTS if damage == "weights" else manifest.read(bundle.folder).stages[0].graph)
+    file = entry / (PACKED_WEIGHTS if damage == "weights" else manifest.read(bundle.folder).stages[0].graph)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert np.array_equal(load(bundle.folder, threads=1).logits(IDS), expected)
     assert "are damaged and were removed" in caplog.text and not entry.exists()
@@ -184,7 +184,7 @@ def test_the_least_recently_used_go_first(bundle: Any, cache: Path) -> None:
     now = time.time()
     for age, name in enumerate(("newer", "older", "oldest"), 1):
         (cache / name).mkdir()
-        (cache / name / WEIGHTS).write_bytes(b"\0" * 1000)
+        (cache / name / PACKED_WEIGHTS).write_bytes(b"\0" * 1000)
         os.utime(cache / name, (now - 100 * age,) * 2)
     os.utime(kept, (now - 1000,) * 2)  # the oldest of all, but in use
     size = sum(f.stat().st_size for f in kept.iterdir())
