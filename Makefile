@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 OUT ?= out
 OPTIMUM := .venv-optimum
+# Two tests at a time where there are two cores; a process of tests takes about 1 GB.
+PARALLEL ?= -n logical --maxprocesses 4 --dist worksteal
 SECONDS ?= 60
 
 .PHONY: demo test test-full test-oldest audit lint docs docs-cli docs-chat docs-report fuzz android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
@@ -24,7 +26,7 @@ demo: setup
 	$(BIN)/flrc-edge demo -o $(OUT)/demo --overwrite
 
 test: setup
-	$(BIN)/python -m pytest -m 'not full'
+	$(BIN)/python -m pytest -m 'not full' $(PARALLEL)
 
 test-full: setup android-tools $(OPTIMUM)/.ready
 	$(BIN)/flrc-edge pull smollm2-135m

@@ -45,17 +45,31 @@ class Zygote:
         *arguments: object,
         cache: Path,
         delay: float | None = None,
+        after: str | None = None,
         signal: int = 9,
         fail: int | None = None,
         watched: Path | None = None,
         room: int | None = None,
     ) -> Run:
+        """Run a command line.
+
+        Args:
+            arguments: Of the command line.
+            cache: Its FLRC_EDGE_CACHE.
+            delay: Seconds after which it gets the signal.
+            after: Words in its log that it gets the signal upon.
+            signal: Which one.
+            fail: Number of the file operation that fails.
+            watched: Folder whose file operations count.
+            room: Bytes that it may map more than it has.
+        """
         request: dict[str, Any] = {
             "arguments": [str(a) for a in arguments],
             "cache": str(cache),
             "scratch": str(self._scratch),
             "watched": str(watched or self._scratch),
             "delay": delay,
+            "after": after,
             "signal": signal,
             "fail": fail,
             "room": room,

@@ -70,7 +70,8 @@ def test_a_request_to_end_is_obeyed_and_says_how_to_go_on(
     place.mkdir()
     (tmp_path / "whole").mkdir()
     whole = compress(zygote, tmp_path / "whole" / "place")
-    run = compress(zygote, place, delay=0.35 * whole.seconds, signal=number)
+    assert whole.status == 0, whole.log
+    run = compress(zygote, place, after="Calibrating: 48/96", signal=number)
     assert run.status == code, run.log
     assert "What was measured is kept; go on with: flrc-edge" in run.log
     assert "Traceback" not in run.log

@@ -64,6 +64,15 @@ def kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+def kill_after(pid: int, number: int, words: str, out: Path) -> None:
+    """Send a signal as soon as the process has said these words."""
+    while not (out.exists() and words in out.read_text()):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.002)
+    kill(pid, number)
+
+
 def serve(model: str) -> None:
     """Answer requests until stdin ends.
 
@@ -90,6 +99,9 @@ def serve(model: str) -> None:
         if request["delay"] is not None:
             timer = threading.Timer(request["delay"], kill, (pid, request["signal"]))
             timer.start()
+        if request["after"] is not None:
+            arguments = (pid, request["signal"], request["after"], out)
+            threading.Thread(target=kill_after, args=arguments, daemon=True).start()
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if timer is not None:
             timer.cancel()

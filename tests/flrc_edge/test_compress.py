@@ -305,7 +305,14 @@ def large(family_model: Callable[[str], Path], tmp_path_factory: pytest.TempPath
 
 @pytest.mark.parametrize(
     ("dtype", "bits"),
-    [("int8", 7.5), ("int8", 5.5), ("int4", 3.6), ("float", 23), ("mixed", 6), ("mixed", 4)],
+    [
+        ("int8", 7.5),
+        ("int8", 5.5),
+        ("int4", 3.6),
+        ("float", 23),
+        pytest.param("mixed", 6, marks=pytest.mark.full),  # a minute each
+        ("mixed", 4),
+    ],
 )
 def test_target_size_is_met_from_below(large: Any, tmp_path: Path, dtype: Any, bits: float) -> None:
     target = int(bits / 8 * large.config.parameters())

@@ -172,6 +172,15 @@ def test_largest_keep() -> None:
 
 
 def test_command_on_a_configuration_alone(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA_8B))
+    found = json.loads(run(path, "--keep", ".8", "--json").stdout)
+    assert found["model"] == tmp_path.name and found["stages"][0]["keep"] == pytest.approx(0.8, abs=0.005)
+    assert found["compress"]["memory_bytes"] > 4 * found["parameters"]
+
+
+@pytest.mark.usefixtures("no_trial")
+def test_command_on_a_file_or_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "llama" / "config.json"
     path.parent.mkdir()
     path.write_text(json.dumps(LLAMA_8B))
@@ -180,9 +189,6 @@ def test_command_on_a_configuration_alone(tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         assert done.stdout.startswith("llama: 8,030.3 M parameters, 6,979.3 M in projections\n")
         assert "stage 1: keep 0.8" in done.stdout and "context of 4096" in done.stdout
-    found = json.loads(run(path, "--keep", ".8", "--json").stdout)
-    assert found["model"] == "llama" and found["stages"][0]["keep"] == pytest.approx(0.8, abs=0.005)
-    assert found["compress"]["memory_bytes"] > 4 * found["parameters"]
 
 
 @pytest.mark.usefixtures("no_trial")
