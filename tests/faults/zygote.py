@@ -10,6 +10,7 @@ import json
 import os
 import re
 import resource
+import signal
 import sys
 import threading
 import time
@@ -36,6 +37,9 @@ torch.set_num_threads(1)
 
 def child(request: dict[str, Any], out: Path) -> int:
     """Run the command line; what it logs goes to the file."""
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which a shell's background job was given to ignore
     os.environ["FLRC_EDGE_CACHE"] = request["cache"]
     if request["room"] is not None:
         limit_memory(request["room"])
