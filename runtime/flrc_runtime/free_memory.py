@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from functools import cache
 from io import RawIOBase
@@ -70,9 +71,9 @@ def _of_region(pages: RawIOBase, first: int, end: int) -> bytes:
 def _mapped(file: Path) -> list[tuple[int, int]]:
     """Return from where to where this process's memory is a file; parts that touch are one."""
     found: list[tuple[int, int]] = []
-    name = str(file)
-    for line in (_PROCESS / "maps").read_text().splitlines():  # in the order of addresses
-        if not line.endswith(name):
+    end_of_line = f" {file}"
+    for line in os.fsdecode((_PROCESS / "maps").read_bytes()).split("\n"):  # in the order of addresses
+        if not line.endswith(end_of_line):
             continue
         first, end = (int(address, 16) for address in line.split(maxsplit=1)[0].split("-"))
         if found and found[-1][1] == first:

@@ -37,9 +37,8 @@ torch.set_num_threads(1)
 
 def child(request: dict[str, Any], out: Path) -> int:
     """Run the command line; what it logs goes to the file."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # which a shell's background job was given to ignore
+    # A shell gives its background jobs SIGINT to ignore, and this process may be of one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["FLRC_EDGE_CACHE"] = request["cache"]
     if request["room"] is not None:
         limit_memory(request["room"])

@@ -310,7 +310,7 @@ def large(family_model: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         ("int8", 5.5),
         ("int4", 3.6),
         ("float", 23),
-        pytest.param("mixed", 6, marks=pytest.mark.full),  # a minute each
+        pytest.param("mixed", 6, marks=pytest.mark.full),  # takes a minute, as the next one
         ("mixed", 4),
     ],
 )

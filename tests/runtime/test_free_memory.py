@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def mapped(file: Path) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
 def resident(file: Path) -> int:
     """Bytes of a file that are in this process."""
     total, ours = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in os.fsdecode(Path("/proc/self/smaps").read_bytes()).splitlines():
         if "-" in line.split()[0]:
             ours = line.endswith(str(file))
         elif ours and line.startswith("Rss:"):
@@ -82,3 +83,13 @@ def test_a_bundle_takes_memory_as_it_is_used(
     expected = load(stories_bundle, threads=1, pack=False).logits([5, 6, 7], stages=[0, 1, 1])
     assert np.array_equal(model.logits([5, 6, 7], stages=[0, 1, 1]), expected)
     assert resident(weights) > 0
+
+
+def test_names_that_are_not_text(file: Path, mapped: np.ndarray[Any, Any]) -> None:
+    """Another library may have mapped a file of any name; that must not look like damaged weights."""
+    other = os.fsdecode(os.fsencode(file.parent) + b"/\xff")
+    Path(other).write_bytes(b"0" * mmap.PAGESIZE)
+    with Path(other).open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ):
+        assert mapped.sum() > 0
+        let_go(file)
+    assert resident(file) == 0
