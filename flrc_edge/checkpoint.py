@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,23 +24,18 @@ from flrc_edge.loss_curves import LossCurves, write_curves
 from flrc_edge.lowrank import LowRankLinear, replace_linear, set_stage
 from flrc_edge.models import LoadedModel, model_shapes
 from flrc_edge.quantization import QuantizedMatrix
+from flrc_edge.tokenizer_files import save_tokenizer
 from flrc_exporters.architectures import ModelShapes, checkpoint_tensors
 from flrc_exporters.number_format import NumberFormat
 from flrc_runtime import manifest
-from flrc_runtime.files import resolve_inside, write_json
+from flrc_runtime.files import read_json, resolve_inside, write_json
 from flrc_runtime.manifest import Manifest, RankPlan
 from flrc_runtime.model_card import write_card
 from flrc_runtime.output_folder import published_folder
 
 FACTORS = "factors.safetensors"
 BASE = "base.safetensors"
-COPIED = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+GENERATION = "generation_config.json"
 
 
 def write(
@@ -81,13 +75,20 @@ def write(
         save_file(as_stored(tensors, integers), work / FACTORS)
         save_file(as_stored(_base_tensors(source.model, factored), integers), work / BASE)
         write_json(work / "config.json", dict(source.hf_config))
-        for name in COPIED:
-            if (source.path / name).exists():
-                shutil.copyfile(source.path / name, work / name)
+        write_json(work / GENERATION, _generation(source))
+        save_tokenizer(source.tokenizer, work)
         if curves is not None:
             write_curves(work, curves)
         write_card(work, content)
         return manifest.seal(work, content)
+
+
+def _generation(source: LoadedModel) -> dict[str, Any]:
+    """Return the generation settings with every token that ends an answer, for those who read them alone."""
+    path, special = source.path / GENERATION, ("bos_token_id", "eos_token_id", "pad_token_id")
+    found = read_json(path) if path.is_file() else {key: source.hf_config.get(key) for key in special}
+    settings = found if isinstance(found, dict) else {}
+    return {**settings, "eos_token_id": source.hf_config.get("eos_token_id")}
 
 
 def as_stored(tensors: Mapping[str, Tensor], integers: Mapping[str, QuantizedMatrix]) -> dict[str, Tensor]:
@@ -161,8 +162,8 @@ def load(folder: str | Path, stage: int = 0) -> Any:
             replace_linear(model, projection.name, LowRankLinear(chunks, bias, ranks=ranks))
     model.load_state_dict({**base, **factors}, strict=False)
     model.tie_weights()
-    if (path / "generation_config.json").is_file():
-        resolve_inside(path, "generation_config.json")
+    if (path / GENERATION).is_file():
+        resolve_inside(path, GENERATION)
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     set_stage(model, stage)
     return model

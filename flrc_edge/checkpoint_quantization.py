@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from flrc_edge import checkpoint
 from flrc_edge.chunks import Chunk
 from flrc_edge.errors import UsageError
-from flrc_edge.evaluation.subject import load_tokenizer
 from flrc_edge.input_grams import weighted_grams
 from flrc_edge.integers import quantize_model, with_formats
 from flrc_edge.lowrank import LowRankLinear
@@ -25,6 +24,7 @@ from flrc_edge.models import DTYPES
 from flrc_edge.progress import Progress, silent
 from flrc_edge.settings import DEFAULT_TEXTS
 from flrc_edge.texts import WeightedText, token_windows
+from flrc_edge.tokenizer_files import open_tokenizer
 from flrc_exporters.number_format import Integers
 from flrc_runtime import manifest
 from flrc_runtime.manifest import Manifest
@@ -73,7 +73,7 @@ def quantize(
             f"{source.name} holds {content.dtype} numbers already", hint="quantize a checkpoint of floats"
         )
     ids = token_windows(
-        load_tokenizer(source),
+        open_tokenizer(source),
         tuple(texts),
         windows=windows,
         length=min(window, content.model.context_length),

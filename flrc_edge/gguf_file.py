@@ -22,7 +22,8 @@ from flrc_exporters.architectures import DecoderConfig
 from flrc_runtime.errors import FlrcError, FormatError, UnsupportedModelError
 from flrc_runtime.files import write_json
 
-from .hf_config import normalized_config, save_tokenizer
+from .hf_config import normalized_config
+from .tokenizer_files import save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

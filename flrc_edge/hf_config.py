@@ -1,4 +1,4 @@
-"""``config.json`` in both spellings of the rotary embedding.
+"""``config.json`` as transformers reads it: its own defaults spelled out, both spellings of the rotary embedding.
 
 transformers 4 reads ``rope_theta`` and ``rope_scaling`` and silently falls back to 10000 where only the
 ``rope_parameters`` of transformers 5 are given; a file that holds both means the same to either.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flrc_exporters.architectures import model_kind, with_defaults
+from flrc_exporters.rope import rope_parameters
 from flrc_runtime.errors import FlrcError, UnsupportedModelError
-from flrc_runtime.files import read_json, write_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from flrc_runtime.files import read_json
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-_LAYERED = ("gemma3_text", "gemma3")  # one rotary embedding a kind of layer
 _THETA, _LAYERED_THETA, _LOCAL_THETA = 10_000.0, 1_000_000.0, 10_000.0  # the defaults of both versions
 
 
@@ -30,15 +28,10 @@ def normalized_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UnsupportedModelError: The two spellings disagree, or one cannot be said in the other.
     """
-    result = dict(config)
-    parameters = dict(config.get("rope_parameters") or {})
-    scaling = config.get("rope_scaling") or {}
-    if config.get("model_type") in _LAYERED:
-        nested = FULL in parameters or SLIDING in parameters
-        full = (parameters.get(FULL) or {}) if nested else parameters
-        local = (parameters.get(SLIDING) or {}) if nested else {}
-        new_full = _merged(full, config.get("rope_theta"), scaling, default=_LAYERED_THETA)
-        new_local = _merged(local, config.get("rope_local_base_freq"), {}, default=_LOCAL_THETA)
+    result = with_defaults(config)
+    if model_kind(config) == "gemma3_text":  # one rotary embedding a kind of layer
+        new_full = rope_parameters(config, FULL, default=_LAYERED_THETA)
+        new_local = rope_parameters(config, SLIDING, default=_LOCAL_THETA)
         if new_local["rope_type"] != "default":
             raise UnsupportedModelError(
                 f"config.json: rope type {new_local['rope_type']!r} on sliding_attention is not handled"
@@ -47,7 +40,7 @@ def normalized_config(config: Mapping[str, Any]) -> dict[str, Any]:
         result["rope_local_base_freq"] = new_local["rope_theta"]
         _spell_layer_types(result)
     else:
-        new_full = _merged(parameters, config.get("rope_theta"), scaling, default=_THETA)
+        new_full = rope_parameters(config, None, default=_THETA)
         result["rope_parameters"] = new_full
     result["rope_theta"] = new_full["rope_theta"]
     old = {key: value for key, value in new_full.items() if key != "rope_theta"}
@@ -86,55 +79,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return result
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer's files so that transformers 4 and 5 read ``tokenizer.json`` as it is.
-
-    transformers 5 names its own class in ``tokenizer_config.json``, which 4 does not know; a model's own
-    class may rebuild the pre-tokenizer.
-    """
-    tokenizer.save_pretrained(str(folder))
-    path = folder / "tokenizer_config.json"
-    config = read_json(path)
-    for key in ("backend", "is_local", "local_files_only"):
-        config.pop(key, None)
-    write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
-
-
 def _ids(value: Any) -> list[int]:
     values = value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
-
-
-def _merged(
-    new: Mapping[str, Any], old_theta: Any, old_scaling: Mapping[str, Any], *, default: float
-) -> dict[str, Any]:
-    """Merge one rotary embedding's two spellings into that of transformers 5."""
-    merged: dict[str, Any] = {k: v for k, v in old_scaling.items() if k not in ("type", "rope_theta")}
-    old_type, new_type = _type(old_scaling), _type(new)
-    if new and old_scaling and old_type != new_type:
-        raise UnsupportedModelError(
-            f"config.json: rope_scaling ({old_type}) and rope_parameters ({new_type}) disagree"
-        )
-    for key, value in new.items():
-        if key in merged and key != "rope_type" and merged[key] != value:
-            raise UnsupportedModelError(
-                f"config.json: {key} is {merged[key]} in rope_scaling and {value} in rope_parameters"
-            )
-        if key != "type":
-            merged[key] = value
-    theta = new.get("rope_theta")
-    if theta is not None and old_theta is not None and theta != old_theta:
-        raise UnsupportedModelError(
-            f"config.json: rope_theta {old_theta} and rope_parameters.rope_theta {theta} disagree"
-        )
-    theta = next(value for value in (theta, old_theta, default) if value is not None)
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
-        raise UnsupportedModelError(f"config.json: rope_theta ({theta}) must be positive")
-    return {**merged, "rope_type": new_type if new else old_type, "rope_theta": float(theta)}
-
-
-def _type(scaling: Mapping[str, Any]) -> str:
-    return str(scaling.get("rope_type") or scaling.get("type") or "default")
 
 
 def _spell_layer_types(config: dict[str, Any]) -> None:

@@ -5,29 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from flrc_runtime.errors import FlrcError
 
-from .hf_config import read_config
+from .model_folder import INDEX, SINGLE, listed_shards
 
 # Named one by one: a repository may also hold pickles, other frameworks' weights or a second copy.
+_CONFIGS = ["config.json", "generation_config.json", "adapter_config.json"]
 _FILES = [
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
+    *_CONFIGS,
+    SINGLE,
+    INDEX,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 ]
 
 
-def fetch_config(hub_id: str) -> dict[str, Any]:
-    """Download ``config.json`` (and ``generation_config.json``) alone and return it normalized.
+def fetch_config(hub_id: str) -> Path:
+    """Download the configuration alone and return the folder.
 
     Raises:
         FlrcError: The hub cannot be reached, or has no such model or does not show it.
@@ -35,8 +34,7 @@ def fetch_config(hub_id: str) -> dict[str, Any]:
     from huggingface_hub import snapshot_download
 
     with download_errors(hub_id):
-        folder = snapshot_download(hub_id, allow_patterns=["config.json", "generation_config.json"])
-    return read_config(Path(folder))
+        return Path(snapshot_download(hub_id, allow_patterns=_CONFIGS))
 
 
 def fetch_model(hub_id: str) -> Path:
@@ -44,11 +42,15 @@ def fetch_model(hub_id: str) -> Path:
 
     Raises:
         FlrcError: See :func:`fetch_config`.
+        FormatError: The index of the shards is damaged.
     """
     from huggingface_hub import snapshot_download
 
     with download_errors(hub_id):
-        return Path(snapshot_download(hub_id, allow_patterns=_FILES))
+        folder = Path(snapshot_download(hub_id, allow_patterns=_FILES))
+        if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
+            snapshot_download(hub_id, allow_patterns=[*_FILES, *listed_shards(folder)])
+    return folder
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""Check the weights of a Hugging Face folder from the safetensors headers alone, without loading a tensor."""
+"""What a folder is, and a check of a model's weights from the safetensors headers, without loading a tensor."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,19 +16,86 @@ from flrc_runtime.files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # bytes, the bound of the safetensors format itself
-_FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
-_SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors\Z")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+# A relative path that stays inside the folder.
+_SHARD = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors\Z")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_COMPARED = 1 << 24  # bytes
 # Buffers that old checkpoints carry and no model reads.
 _IGNORED = re.compile(r".*\.rotary_emb\.inv_freq\Z|.*\.attn\.(masked_)?bias\Z")
 
 
+# What a folder that is no model may hold, and what it then is.
+_OTHERS = (
+    (
+        "flrc.json",
+        "is a folder that flrc-edge wrote, not a model to compress",
+        "flrc-edge inspect shows what it holds",
+    ),
+    (
+        "adapter_config.json",
+        "holds an adapter (LoRA or the like), which is not applied",
+        "merge it into its base model with peft (merge_and_unload), save that and compress it; of a whole model, "
+        "move adapter_config.json away",
+    ),
+    ("model_index.json", "is a diffusion pipeline, not a language model", None),
+    ("modules.json", "is a sentence-transformers model, not a causal language model", None),
+    (
+        "genai_config.json",
+        "is a folder of onnxruntime-genai, whose weights are in ONNX graphs",
+        "give the Hugging Face model it was made from",
+    ),
+    (
+        "params.json",
+        "is in the original format of Meta or Mistral",
+        "give the repository in Hugging Face's format (its config.json has a model_type)",
+    ),
+)
+_log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a safetensors header; ``size`` in bytes."""
+    """One tensor of a safetensors file; ``start`` and ``size`` in bytes."""
 
     dtype: str
     shape: tuple[int, ...]
     size: int
+    file: Path
+    start: int
+
+
+def folder_name(folder: Path) -> str:
+    """Return what a model's folder is called; of a snapshot in the hub's cache, the repository's name."""
+    path = folder.resolve()
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return path.name
+
+
+def refuse_other_folders(folder: Path, *, name: str) -> None:
+    """Refuse what is no model, by what it is.
+
+    Args:
+        folder: That was given, or its configuration alone.
+        name: How the user calls it.
+
+    Raises:
+        FlrcError: It is one of those, or holds its model in a folder below.
+    """
+    for file, what, hint in _OTHERS:
+        only = file in ("flrc.json", "adapter_config.json")  # beside a config.json, too
+        if (folder / file).is_file() and (only or not (folder / "config.json").is_file()):
+            raise FlrcError(f"{name} {what}", hint=hint)
+    if not (folder / "config.json").is_file():
+        below = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        raise FlrcError(
+            f"{name} holds no config.json",
+            hint=f"give one of the folders in it: {', '.join(below[:5])}"
+            if below
+            else "give the folder of a Hugging Face model, a hub id or a GGUF file",
+        )
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -39,16 +107,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """
     single, index = folder / SINGLE, folder / INDEX
     if index.is_file() and not single.is_file():
-        raw = read_json(index)
-        shards = raw.get("weight_map") if isinstance(raw, dict) else None
-        if not isinstance(shards, dict) or not shards:
-            raise FormatError(f"{folder.name}/{INDEX} holds no weight_map")
-        names = sorted({str(name) for name in shards.values()})
+        names = listed_shards(folder)
         for name in names:
-            if not _SHARD.match(name):
-                raise FormatError(
-                    f"{folder.name}/{INDEX} names {name!r}, which is not a safetensors file of the folder"
-                )
             if not (folder / name).is_file():
                 raise FormatError(
                     f"{folder.name} is incomplete: {name} is missing ({len(names)} shards are listed)",
@@ -64,6 +124,25 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             hint="save the model as safetensors (model.save_pretrained writes it)",
         )
     raise FlrcError(f"{folder} holds no {SINGLE}", hint="give the folder of a Hugging Face model")
+
+
+def listed_shards(folder: Path) -> list[str]:
+    """Return the files that the index of a folder names.
+
+    Raises:
+        FormatError: The index is damaged, or names a file outside the folder.
+    """
+    raw = read_json(folder / INDEX)
+    shards = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise FormatError(f"{folder.name}/{INDEX} holds no weight_map")
+    names = sorted({str(name) for name in shards.values()})
+    for name in names:
+        if not _SHARD.match(name):
+            raise FormatError(
+                f"{folder.name}/{INDEX} names {name!r}, which is not a safetensors file of the folder"
+            )
+    return names
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -83,7 +162,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         data = file.read(length)
     try:
         raw = json.loads(data)
-        tensors = {name: _tensor(entry) for name, entry in raw.items() if name != "__metadata__"}
+        tensors = {
+            name: _tensor(entry, path, 8 + length) for name, entry in raw.items() if name != "__metadata__"
+        }
         end = max(
             (entry["data_offsets"][1] for name, entry in raw.items() if name != "__metadata__"), default=0
         )
@@ -110,13 +191,9 @@ def check_weights(folder: Path, config: ModelShapes) -> int:
         FormatError: A file is truncated, or a tensor is missing or has another shape.
         UnsupportedModelError: A tensor is not one of this family, or is not float32, float16 or bfloat16.
     """
-    files = weight_files(folder)
-    found: dict[str, TensorInfo] = {}
-    for path in files:
-        found |= read_header(path)
     expected: dict[str, tuple[int, ...]] = {f"{p.name}.weight": p.shape for p in config.projections()}
     expected |= config.other_tensors()
-    found = _with_prefix(found, expected)
+    found = _with_prefix(_tensors(folder), expected)
     for name, shape in expected.items():
         if name not in found:
             raise FormatError(f"{folder.name}: the weights hold no {name}, which config.json calls for")
@@ -134,12 +211,67 @@ def check_weights(folder: Path, config: ModelShapes) -> int:
         raise UnsupportedModelError(
             f"{folder.name}: the tensor {extra[0]} has no place in this {config.architecture} configuration"
         )
-    return sum(path.stat().st_size for path in files)
+    return sum(path.stat().st_size for path in weight_files(folder))
 
 
-def _tensor(entry: Any) -> TensorInfo:
+def follow_weights(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration whose ``tie_word_embeddings`` is what the weights say, warning where it was not.
+
+    A fine-tune may train a head of its own and keep the flag, or save none and lose it. transformers 5 goes by the
+    weights, too.
+
+    Args:
+        folder: With the weights.
+        config: Its ``config.json``; one that is silent on ties, of a family unknown here, is left as it is.
+
+    Raises:
+        FlrcError: See :func:`weight_files`.
+    """
+    says = config.get("tie_word_embeddings")
+    if not isinstance(says, bool):
+        return config
+    found = _tensors(folder)
+    embedding = found.get(_EMBEDDING, found.get(_EMBEDDING.removeprefix("model.")))
+    head = found.get(_HEAD)
+    if embedding is None:
+        return config
+    tied = head is None or (says and _same_bytes(embedding, head))
+    if tied == says:
+        return config
+    what = "a head of its own" if says else "no head"
+    _log.warning(
+        "%s: config.json says tie_word_embeddings: %s, but the weights hold %s; the weights are followed",
+        folder.name,
+        str(says).lower(),
+        what,
+    )
+    return {**config, "tie_word_embeddings": tied}
+
+
+def _tensors(folder: Path) -> dict[str, TensorInfo]:
+    found: dict[str, TensorInfo] = {}
+    for path in weight_files(folder):
+        found |= read_header(path)
+    return found
+
+
+def _same_bytes(a: TensorInfo, b: TensorInfo) -> bool:
+    if (a.dtype, a.shape, a.size) != (b.dtype, b.shape, b.size):
+        return False
+    with a.file.open("rb") as one, b.file.open("rb") as other:
+        one.seek(a.start)
+        other.seek(b.start)
+        for start in range(0, a.size, _COMPARED):
+            length = min(_COMPARED, a.size - start)
+            if one.read(length) != other.read(length):
+                return False
+    return True
+
+
+def _tensor(entry: Any, file: Path, data: int) -> TensorInfo:
     start, end = entry["data_offsets"]
-    return TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), int(end) - int(start))
+    shape = tuple(int(n) for n in entry["shape"])
+    return TensorInfo(str(entry["dtype"]), shape, int(end) - int(start), file, data + int(start))
 
 
 def _with_prefix(found: dict[str, TensorInfo], expected: Mapping[str, Any]) -> dict[str, TensorInfo]:

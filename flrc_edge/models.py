@@ -10,20 +10,28 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flrc_exporters.architectures import FAMILIES, DecoderConfig, ModelShapes
 from flrc_runtime.cache import cache_folder
-from flrc_runtime.errors import FlrcError, FormatError, UnsupportedModelError, UsageError
+from flrc_runtime.errors import FlrcError, FormatError, NumericalError, UnsupportedModelError, UsageError
 from flrc_runtime.files import sha256_of
 from flrc_runtime.output_folder import published_folder
 
 from .builtin_models import BUILTIN
 from .cache import locked
 from .hf_config import read_config
-from .model_folder import check_weights
+from .model_folder import check_weights, folder_name, follow_weights, refuse_other_folders
+from .tokenizer_files import (
+    check_files,
+    check_own_class,
+    check_template,
+    check_vocabulary,
+    end_tokens,
+    open_tokenizer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -60,9 +68,9 @@ class LoadedModel:
         name: How it is called in manifests and tables.
         path: The Hugging Face folder it was loaded from.
         config: The decoder.
-        hf_config: Its ``config.json`` in both rope spellings.
+        hf_config: Its ``config.json`` in both rope spellings, with every token that ends an answer.
         model: The torch model (SDPA attention, eval mode).
-        tokenizer: Exactly what ``tokenizer.json`` says.
+        tokenizer: What transformers makes of the folder's files (tokenizer_files.py).
     """
 
     name: str
@@ -135,7 +143,9 @@ def resolve_model(name_or_path: str, *, portable: bool = False) -> ModelSource:
     if _HUB_ID.match(name_or_path) and not name_or_path.lower().endswith(".gguf"):
         from .hub import fetch_config
 
-        config = fetch_config(name_or_path)
+        folder = fetch_config(name_or_path)
+        refuse_other_folders(folder, name=name_or_path)
+        config = read_config(folder)
         name = name_or_path.rpartition("/")[2]
         return ModelSource(name, "hub", name_or_path, model_shapes(config, portable=portable), config)
     raise UsageError(
@@ -175,15 +185,36 @@ def open_model(name_or_path: str, *, dtype: str = "float32", portable: bool = Fa
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    source = resolve_model(name_or_path, portable=portable)
-    folder = _materialize(source)
+    found = resolve_model(name_or_path, portable=portable)
+    source = _materialize(found)
+    folder = Path(source.location)
+    tokenizer = open_tokenizer(folder)
+    source = _with_end_tokens(source, tokenizer)
+    check_vocabulary(tokenizer, source.config.vocab_size, name=found.name)
+    check_template(tokenizer, source.config.eos_token_ids, name=found.name)
+    if found.kind != "gguf":  # a converted folder is written for the class that takes tokenizer.json as it is
+        check_own_class(tokenizer, folder)
     return LoadedModel(
-        name=source.name,
+        name=found.name,
         path=folder,
         config=source.config,
         hf_config=source.hf_config,
         model=_load(folder, source, dtype),
-        tokenizer=_load_tokenizer(folder),
+        tokenizer=tokenizer,
+    )
+
+
+def _with_end_tokens(source: ModelSource, tokenizer: PreTrainedTokenizerFast) -> ModelSource:
+    """Return the source with the tokens that end an answer, whoever names them."""
+    ends = tuple(
+        i for i in end_tokens(tokenizer, source.config.eos_token_ids) if i < source.config.vocab_size
+    )
+    value = None if not ends else ends[0] if len(ends) == 1 else list(ends)
+    config: Any = source.config
+    return replace(
+        source,
+        config=replace(config, eos_token_ids=ends),
+        hf_config={**source.hf_config, "eos_token_id": value},
     )
 
 
@@ -198,33 +229,23 @@ def _builtin(name: str) -> ModelSource:
 
 
 def _folder(path: Path, *, portable: bool = False) -> ModelSource:
-    if (path / "flrc.json").is_file():
-        raise FlrcError(
-            f"{path} is a folder that flrc-edge wrote, not a model to compress",
-            hint="flrc-edge inspect shows what it holds",
-        )
-    hf_config = read_config(path)
+    refuse_other_folders(path, name=str(path))
+    hf_config = follow_weights(path, read_config(path))
     config = model_shapes(hf_config, portable=portable)
     check_weights(path, config)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if not (path / name).is_file():
-            raise FlrcError(
-                f"{path} holds no {name}", hint="save the tokenizer with transformers' save_pretrained"
-            )
-    return ModelSource(path.resolve().name, "folder", str(path), config, hf_config)
+    check_files(path)
+    return ModelSource(folder_name(path), "folder", str(path), config, hf_config)
 
 
-def _materialize(source: ModelSource) -> Path:
-    """Return the Hugging Face folder of a source, downloading or converting it first."""
-    if source.kind == "folder":
-        return Path(source.location)
+def _materialize(source: ModelSource) -> ModelSource:
+    """Return a source as a Hugging Face folder, downloading or converting it first."""
     if source.kind == "hub":
         from .hub import fetch_model
 
-        folder = fetch_model(source.location)
-        _folder(folder, portable=not isinstance(source.config, DecoderConfig))
-        return folder
-    return _converted(Path(source.location))
+        return _folder(fetch_model(source.location), portable=not isinstance(source.config, DecoderConfig))
+    if source.kind == "gguf":
+        return replace(source, location=str(_converted(Path(source.location))))
+    return source
 
 
 def _converted(path: Path) -> Path:
@@ -269,8 +290,21 @@ def _load(folder: Path, source: ModelSource, dtype: str) -> PreTrainedModel:
         if names:
             raise FormatError(f"{folder.name}: {names[0]} was not loaded from the weights ({problem})")
     _check_modules(model, source.config)
+    _check_finite(model, folder.name)
     model.train(False)
     return model
+
+
+def _check_finite(model: PreTrainedModel, name: str) -> None:
+    """Refuse weights that calibration may never touch and the exporter would refuse, after hours of work."""
+    import torch
+
+    for key, tensor in model.state_dict().items():
+        least, most = torch.aminmax(tensor)
+        if not (torch.isfinite(least) and torch.isfinite(most)):
+            raise NumericalError(
+                f"{name}: {key} holds a value that is not finite", hint="the model's weights are damaged"
+            )
 
 
 @contextmanager
@@ -303,16 +337,3 @@ def _check_modules(model: Any, config: ModelShapes) -> None:
     extra = sorted(set(found) - set(expected))
     if extra:
         raise UnsupportedModelError(f"the module {extra[0]} is not a projection of a {config.architecture}")
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
-
-    # Not AutoTokenizer: a model's own class may rebuild the pre-tokenizer; the device reads tokenizer.json.
-    try:
-        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
-            folder, local_files_only=True
-        )
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise FormatError(f"{folder.name}/tokenizer.json cannot be read: {error}") from error
-    return tokenizer

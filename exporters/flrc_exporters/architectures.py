@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from flrc_runtime.errors import FormatError, UnsupportedModelError
@@ -28,6 +28,9 @@ class Family:
     causal_class: str  # the Hugging Face class of config.json's "architectures"
     activation: Literal["silu", "gelu_tanh"] = "silu"
     activation_key: str = "hidden_act"
+    defaults: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # transformers' own, where config.json is silent
     activations: tuple[str, ...] = ("silu", "swish")
     qkv_bias: bool | None = False  # None: decided by attention_bias, which then also gives o_proj one
     qk_norm: bool = False
@@ -35,17 +38,61 @@ class Family:
     norm_offset: float = 0.0  # gemma multiplies by 1 + w
     scaled_embedding: bool = False  # gemma multiplies embeddings by sqrt(hidden_size)
     windows: Literal["none", "every", "late", "pattern"] = "none"
-    tied: bool = False  # when the configuration does not say
-    head_dim: int | None = None  # when the configuration does not say; None: hidden_size / heads
 
 
+_DEFAULTS = {
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_size": 4096,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+_QWEN_DEFAULTS = {
+    **_DEFAULTS,
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
-        Family("llama", "LlamaForCausalLM", qkv_bias=None),
-        Family("mistral", "MistralForCausalLM", windows="every"),
-        Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, windows="late"),
-        Family("qwen3", "Qwen3ForCausalLM", qkv_bias=None, qk_norm=True, windows="late", head_dim=128),
+        Family(
+            "llama",
+            "LlamaForCausalLM",
+            qkv_bias=None,
+            defaults={
+                **_DEFAULTS,
+                "vocab_size": 32000,
+                "intermediate_size": 11008,
+                "max_position_embeddings": 2048,
+            },
+        ),
+        Family(
+            "mistral",
+            "MistralForCausalLM",
+            windows="every",
+            defaults={
+                **_DEFAULTS,
+                "vocab_size": 32000,
+                "intermediate_size": 14336,
+                "num_key_value_heads": 8,
+                "max_position_embeddings": 131072,
+                "sliding_window": 4096,
+            },
+        ),
+        Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, windows="late", defaults=_QWEN_DEFAULTS),
+        Family(
+            "qwen3",
+            "Qwen3ForCausalLM",
+            qkv_bias=None,
+            qk_norm=True,
+            windows="late",
+            defaults={**_QWEN_DEFAULTS, "head_dim": 128},
+        ),
         Family(
             "gemma3_text",
             "Gemma3ForCausalLM",
@@ -58,8 +105,20 @@ FAMILIES: Mapping[str, Family] = {
             norm_offset=1.0,
             scaled_embedding=True,
             windows="pattern",
-            tied=True,
-            head_dim=256,
+            defaults={
+                "vocab_size": 262208,
+                "hidden_size": 2304,
+                "intermediate_size": 9216,
+                "num_hidden_layers": 26,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 4,
+                "head_dim": 256,
+                "max_position_embeddings": 131072,
+                "rms_norm_eps": 1e-6,
+                "query_pre_attn_scalar": 256,
+                "sliding_window": 4096,
+                "tie_word_embeddings": True,
+            },
         ),
     )
 }
@@ -212,10 +271,11 @@ class DecoderConfig:
             UnsupportedModelError: The family, a field or a value is not handled; the message names it.
         """
         family = _family(config)
+        config = {**family.defaults, **config}
         _refuse_fields(config, family)
         hidden, heads = _count(config, "hidden_size"), _count(config, "num_attention_heads")
         kv_heads = _count(config, "num_key_value_heads", default=heads)
-        head_dim = _count(config, "head_dim", default=family.head_dim or hidden // heads)
+        head_dim = _count(config, "head_dim", default=hidden // heads)
         if heads % kv_heads:
             refuse(
                 f"num_attention_heads ({heads}) must be divisible by num_key_value_heads ({kv_heads})",
@@ -223,14 +283,13 @@ class DecoderConfig:
         if head_dim % 8:
             refuse(f"head_dim ({head_dim}) must be a multiple of 8")
         bias = bool(config.get("attention_bias")) if family.qkv_bias is None else family.qkv_bias
-        scalar = config.get("query_pre_attn_scalar", 256) if family.scaled_embedding else head_dim
+        scalar = config["query_pre_attn_scalar"] if family.scaled_embedding else head_dim
         if not is_number(scalar) or scalar <= 0:
             refuse(f"query_pre_attn_scalar ({scalar}) must be positive")
         context = _count(config, "max_position_embeddings")
-        eps = config.get("rms_norm_eps", 1e-6)
+        eps = config["rms_norm_eps"]
         if not is_number(eps) or not 0 < eps < 1:
             refuse(f"rms_norm_eps ({eps}) must lie between 0 and 1")
-        tied = config.get("tie_word_embeddings")
         return cls(
             architecture=family.name,
             vocab_size=_count(config, "vocab_size"),
@@ -241,7 +300,7 @@ class DecoderConfig:
             head_dim=head_dim,
             context_length=context,
             norm_eps=float(eps),
-            tied_embedding=family.tied if tied is None else bool(tied),
+            tied_embedding=bool(config["tie_word_embeddings"]),
             qkv_bias=bias,
             o_bias=bias and family.qkv_bias is None,
             qk_norm=family.qk_norm,
@@ -341,11 +400,25 @@ def _stored(name: str, shape: tuple[int, int], number_format: str) -> dict[str, 
     return {f"{name}.q": packed, f"{name}.scales": packed[:2]}
 
 
-def _family(config: Mapping[str, Any]) -> Family:
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``config.json`` with transformers' own value of every field that it is silent on (null is no silence).
+
+    A configuration of another family is returned as it is.
+    """
+    family = FAMILIES.get(str(model_kind(config)))
+    return {**(family.defaults if family else {}), **config}
+
+
+def model_kind(config: Mapping[str, Any]) -> Any:
+    """Return the family that a ``config.json`` is of: its model_type, but text-only Gemma 3 has two names."""
     kind = config.get("model_type")
+    text_only = "vision_config" not in config and "text_config" not in config
+    return "gemma3_text" if kind == "gemma3" and text_only else kind
+
+
+def _family(config: Mapping[str, Any]) -> Family:
+    kind = model_kind(config)
     supported = f"supported: {', '.join(FAMILIES)}"
-    if kind == "gemma3" and "vision_config" not in config and "text_config" not in config:
-        kind = "gemma3_text"
     if not isinstance(kind, str) or kind not in FAMILIES:
         reason = _REASONS.get(str(kind))
         why = f" ({reason})" if reason else ""
@@ -383,6 +456,13 @@ def _count(config: Mapping[str, Any], name: str, *, default: int | None = None) 
     return value
 
 
+def _number(config: Mapping[str, Any], name: str) -> int:
+    value = config[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        refuse(f"{name} must be a whole number, found {value!r}")
+    return value
+
+
 def _tokens(value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
     return tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)
@@ -411,7 +491,7 @@ def _windows(config: Mapping[str, Any], family: Family, number: int) -> list[int
             refuse("layer_types alternates, which this family does not compute")
         types = ["sliding_attention" if window is not None else "full_attention"] * number
     elif types is None and family.windows == "late":
-        first = config.get("max_window_layers", number) if window is not None else number
+        first = _number(config, "max_window_layers") if window is not None else number
         types = ["sliding_attention" if i >= first else "full_attention" for i in range(number)]
     elif types is None:
         pattern = config.get("sliding_window_pattern") or 6

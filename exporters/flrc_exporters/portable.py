@@ -39,7 +39,6 @@ _COPIED = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
     "chat_template.jinja",
 )
 _SMALL = 1024  # bytes up to which a constant stays in the graph file

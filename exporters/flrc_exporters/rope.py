@@ -59,40 +59,78 @@ def read_rope(config: Mapping[str, Any], kind: str | None, context: int, *, defa
     Raises:
         UnsupportedModelError: The two spellings disagree, or the scaling is not handled.
     """
-    new = config.get("rope_parameters") or {}
-    if kind is not None and ("full_attention" in new or "sliding_attention" in new):
-        new = new.get(kind) or {}
-    elif kind == "sliding_attention":
-        new = {}  # a flat spelling speaks of the full-attention layers
-    local = kind == "sliding_attention"
-    old_theta = config.get("rope_local_base_freq" if local else "rope_theta")
-    old = {} if local else config.get("rope_scaling") or {}
-    theta = new.get("rope_theta")
-    if theta is not None and old_theta is not None and float(theta) != float(old_theta):
-        refuse(f"rope_theta {old_theta} and rope_parameters.rope_theta {theta} disagree")
-    theta = next(t for t in (theta, old_theta, default) if t is not None)
-    if not is_number(theta) or theta <= 0:
-        refuse(f"rope_theta ({theta}) must be positive")
-    scaling = {**old, **{k: v for k, v in new.items() if k != "rope_theta"}}
-    if new and old and _rope_type(new) != _rope_type(old):
-        refuse(f"rope_scaling ({_rope_type(old)}) and rope_parameters ({_rope_type(new)}) disagree")
-    if scaling.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
+    parameters = rope_parameters(config, kind, default=default)
+    theta = parameters["rope_theta"]
+    if parameters.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
         refuse("partial_rotary_factor is set: only rotary embeddings of the whole head are handled")
-    name = _rope_type(scaling)
+    name = parameters["rope_type"]
     if name == "default":
-        return Rope(float(theta))
+        return Rope(theta)
     if name == "linear":
-        return Rope(float(theta), "linear", factor=_positive(scaling, "factor"))
+        return Rope(theta, "linear", factor=_positive(parameters, "factor"))
     if name != "llama3":
         refuse(f"rope type {name!r} is not handled", hint="supported: default, linear, llama3")
     return Rope(
-        float(theta),
+        theta,
         "llama3",
-        factor=_positive(scaling, "factor"),
-        low_freq_factor=_positive(scaling, "low_freq_factor"),
-        high_freq_factor=_positive(scaling, "high_freq_factor"),
-        original_context=int(scaling.get("original_max_position_embeddings") or context),
+        factor=_positive(parameters, "factor"),
+        low_freq_factor=_positive(parameters, "low_freq_factor"),
+        high_freq_factor=_positive(parameters, "high_freq_factor"),
+        original_context=int(parameters.get("original_max_position_embeddings") or context),
     )
+
+
+def rope_parameters(config: Mapping[str, Any], kind: str | None, *, default: float) -> dict[str, Any]:
+    """Merge all that a configuration says of one rotary embedding into the spelling of transformers 5.
+
+    What is said may stand in ``rope_parameters``, in ``rope_scaling`` (theta, too, in some files) and beside them.
+
+    Args:
+        config: The content of ``config.json``.
+        kind: ``full_attention`` or ``sliding_attention`` where these differ, or None for all layers.
+        default: Theta when nothing says it.
+
+    Returns:
+        ``rope_type``, ``rope_theta`` (a float) and the numbers of the scaling.
+
+    Raises:
+        UnsupportedModelError: Two places disagree, or theta is no positive number.
+    """
+    local = kind == "sliding_attention"
+    new = _object(config, "rope_parameters")
+    if kind is not None:
+        if new and not {"full_attention", "sliding_attention"} & new.keys():
+            refuse(  # transformers takes no notice of it
+                "rope_parameters must name full_attention and sliding_attention, which have one of their own each"
+            )
+        new = new.get(kind) or {}
+    old = {} if local else _object(config, "rope_scaling")
+    if new and old and _rope_type(new) != _rope_type(old):
+        refuse(f"rope_scaling ({_rope_type(old)}) and rope_parameters ({_rope_type(new)}) disagree")
+    rope_type = _rope_type(new or old)
+    beside = {"rope_theta": config.get("rope_local_base_freq" if local else "rope_theta")}
+    if rope_type != "default":
+        beside["original_max_position_embeddings"] = config.get("original_max_position_embeddings")
+    merged: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for place, values in (("", beside), ("rope_scaling.", old), ("rope_parameters.", new)):
+        for key, value in values.items():
+            if key in ("type", "rope_type") or value is None:
+                continue
+            if merged.setdefault(key, value) != value:
+                refuse(f"{places[key]}{key} {merged[key]} and {place}{key} {value} disagree")
+            places.setdefault(key, place)
+    theta = merged.get("rope_theta", default)
+    if not is_number(theta) or theta <= 0:
+        refuse(f"rope_theta ({theta}) must be positive")
+    return {**merged, "rope_type": rope_type, "rope_theta": float(theta)}
+
+
+def _object(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = config.get(name) or {}
+    if not isinstance(value, Mapping):
+        refuse(f"{name} must be an object, found {value!r}")
+    return value
 
 
 def _rope_type(scaling: Mapping[str, Any]) -> str:

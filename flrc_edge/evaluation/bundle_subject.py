@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flrc_edge.evaluation.subject import Facts, ReadPrompt, load_tokenizer
+from flrc_edge.evaluation.subject import Facts, ReadPrompt
+from flrc_edge.tokenizer_files import open_tokenizer
 from flrc_runtime import Model, load
 from flrc_runtime.any_decoder import AnyDecoder
 from flrc_runtime.decoder import default_chunk
@@ -27,7 +28,7 @@ class BundleSubject:
 
     def __init__(self, folder: Path, content: Manifest) -> None:
         self.facts = Facts.of(content, frozenset(content.model.eos_token_ids))
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer = open_tokenizer(folder)
         # Buffers for the whole context cost nothing until they are touched.
         self._model: Model = load(folder, context=content.model.context_length, stages=())
 

@@ -18,7 +18,7 @@ from lm_eval.models.onnxruntime_genai import ONNXRuntimeGenAILM
 
 from flrc_edge.checkpoint import load
 from flrc_edge.errors import FlrcError
-from flrc_edge.evaluation.subject import load_tokenizer
+from flrc_edge.tokenizer_files import open_tokenizer
 from flrc_runtime import manifest
 from flrc_runtime.policy import checked_stage
 
@@ -49,7 +49,7 @@ class CheckpointLM(HFLM):  # type: ignore[misc]
     ) -> None:
         super().__init__(
             pretrained=load(pretrained, stage=stage),
-            tokenizer=load_tokenizer(Path(pretrained)),
+            tokenizer=open_tokenizer(Path(pretrained)),
             backend="causal",
             add_bos_token=add_bos_token,
             max_length=max_length,

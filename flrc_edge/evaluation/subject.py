@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from flrc_edge.errors import FormatError, UsageError
+from flrc_edge.errors import UsageError
 from flrc_runtime import manifest
 from flrc_runtime.manifest import Manifest, Schedule
 
@@ -155,17 +155,3 @@ _COMPARED: Mapping[str, str] = {
     "hidden size": "hidden_size",
     "layers:": "num_layers",
 }
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a checkpoint or bundle, exactly what its ``tokenizer.json`` says.
-
-    Raises:
-        FormatError: It cannot be read.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise FormatError(f"{folder.name}/tokenizer.json cannot be read: {error}") from error

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from flrc_edge import checkpoint
 from flrc_edge.decoding import end_tokens
-from flrc_edge.evaluation.subject import Facts, ReadPrompt, load_tokenizer
+from flrc_edge.evaluation.subject import Facts, ReadPrompt
 from flrc_edge.lowrank import set_stage
 from flrc_edge.model_cache import cache_argument, cache_of
 from flrc_edge.models import LoadedModel, open_model
+from flrc_edge.tokenizer_files import open_tokenizer
 from flrc_runtime.manifest import Manifest, Schedule
 
 
@@ -80,7 +81,7 @@ def open_checkpoint_subject(folder: Path, content: Manifest) -> TorchSubject:
     """Open a checkpoint."""
     model = checkpoint.load(folder)
     facts = Facts.of(content, frozenset(end_tokens(model)))
-    return TorchSubject(model, load_tokenizer(folder), facts)
+    return TorchSubject(model, open_tokenizer(folder), facts)
 
 
 def open_model_subject(name: str) -> TorchSubject:

@@ -258,7 +258,7 @@ def test_hub_reads_the_configuration_before_the_weights(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     loaded = open_model("someone/tiny-qwen3")
     assert (loaded.name, loaded.path) == ("tiny-qwen3", folder)
-    assert asked[0] == ["config.json", "generation_config.json"]
+    assert asked[0] == ["config.json", "generation_config.json", "adapter_config.json"]
     assert not any(p.endswith((".bin", ".pt", ".py", ".gguf")) or p.startswith("*") for p in asked[1])
     folder = copied_model("llama", model_type="mamba")
     with pytest.raises(UnsupportedModelError, match="'mamba' is not supported"):

@@ -101,7 +101,7 @@ def test_layer_types_without_a_pattern_are_kept() -> None:
                 "rope_scaling": {"type": "linear", "factor": 2},
                 "rope_parameters": {"rope_type": "linear", "factor": 4},
             },
-            "factor is 2 in rope_scaling and 4",
+            r"rope_scaling\.factor 2 and rope_parameters\.factor 4 disagree",
         ),
         ({"rope_theta": "many"}, "must be positive"),
     ],
@@ -128,7 +128,7 @@ for folder in sys.argv[1:]:
 def test_same_logits_in_transformers_4(
     copied_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from flrc_edge.hf_config import save_tokenizer
+    from flrc_edge.tokenizer_files import save_tokenizer
 
     home = tmp_path_factory.mktemp("transformers4")
     venv.create(home, with_pip=True)
