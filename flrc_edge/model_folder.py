@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +50,6 @@ _OTHERS = (
         "give the repository in Hugging Face's format (its config.json has a model_type)",
     ),
 )
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -214,8 +212,8 @@ def check_weights(folder: Path, config: ModelShapes) -> int:
     return sum(path.stat().st_size for path in weight_files(folder))
 
 
-def follow_weights(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration whose ``tie_word_embeddings`` is what the weights say, warning where it was not.
+def follow_weights(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return a configuration whose ``tie_word_embeddings`` is what the weights say, and what to say if it was not.
 
     A fine-tune may train a head of its own and keep the flag, or save none and lose it. transformers 5 goes by the
     weights, too.
@@ -229,23 +227,18 @@ def follow_weights(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """
     says = config.get("tie_word_embeddings")
     if not isinstance(says, bool):
-        return config
+        return config, None
     found = _tensors(folder)
     embedding = found.get(_EMBEDDING, found.get(_EMBEDDING.removeprefix("model.")))
     head = found.get(_HEAD)
-    if embedding is None:
-        return config
-    tied = head is None or (says and _same_bytes(embedding, head))
-    if tied == says:
-        return config
-    what = "a head of its own" if says else "no head"
-    _log.warning(
-        "%s: config.json says tie_word_embeddings: %s, but the weights hold %s; the weights are followed",
-        folder.name,
-        str(says).lower(),
-        what,
+    tied = head is None or (says and embedding is not None and _same_bytes(embedding, head))
+    if embedding is None or tied == says:
+        return config, None
+    flag, what = str(says).lower(), "a head of its own" if says else "no head"
+    said = (
+        f"config.json says tie_word_embeddings: {flag}, but the weights hold {what}; the weights are followed"
     )
-    return {**config, "tie_word_embeddings": tied}
+    return {**config, "tie_word_embeddings": tied}, f"{folder.name}: {said}"
 
 
 def _tensors(folder: Path) -> dict[str, TensorInfo]:

@@ -51,6 +51,7 @@ class ModelSource:
         location: The folder or file; for the hub the id.
         config: The decoder; of a family that only ``--graph optimum`` takes, its shapes.
         hf_config: Its ``config.json``, normalized (see :mod:`flrc_edge.hf_config`).
+        note: What a user should hear before it is loaded.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ModelSource:
     location: str
     config: ModelShapes
     hf_config: Mapping[str, Any]
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ def open_model(name_or_path: str, *, dtype: str = "float32", portable: bool = Fa
     found = resolve_model(name_or_path, portable=portable)
     source = _materialize(found)
     folder = Path(source.location)
+    if source.note is not None:
+        _log.warning("%s", source.note)
     tokenizer = open_tokenizer(folder)
     source = _with_end_tokens(source, tokenizer)
     check_vocabulary(tokenizer, source.config.vocab_size, name=found.name)
@@ -225,16 +229,16 @@ def _builtin(name: str) -> ModelSource:
     if not folder.is_dir():
         raise FlrcError(f"{name} is not on this machine yet", hint=f"flrc-edge pull {name}")
     source = _folder(folder)
-    return ModelSource(name, "folder", source.location, source.config, source.hf_config)
+    return replace(source, name=name)
 
 
 def _folder(path: Path, *, portable: bool = False) -> ModelSource:
     refuse_other_folders(path, name=str(path))
-    hf_config = follow_weights(path, read_config(path))
+    hf_config, note = follow_weights(path, read_config(path))
     config = model_shapes(hf_config, portable=portable)
     check_weights(path, config)
     check_files(path)
-    return ModelSource(folder_name(path), "folder", str(path), config, hf_config)
+    return ModelSource(folder_name(path), "folder", str(path), config, hf_config, note)
 
 
 def _materialize(source: ModelSource) -> ModelSource:

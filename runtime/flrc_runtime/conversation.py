@@ -31,7 +31,7 @@ class Conversation:
     def __init__(self, model: Model, messages: Sequence[Turn] = ()) -> None:
         if model.tokenizer.template is None:
             raise UsageError(
-                f"{model.manifest.model.name} has no chat template, so it cannot hold a conversation",
+                f"{model.manifest.model.name} {model.tokenizer.why_no_chat}, so it cannot hold a conversation",
                 hint="flrc-edge generate continues a text",
             )
         check_turns(messages)

@@ -202,19 +202,24 @@ class Model:
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise EmptyPromptError("the prompt is empty")
-            if chat is None:
-                chat = self.tokenizer.template is not None
-            if chat:
+            if self.through_template(prompt, chat=chat):
                 messages = [{"role": "system", "content": system}] if system is not None else []
-                return self.tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}])
+                said = [*messages, {"role": "user", "content": prompt}]
+                return self.tokenizer.encode_chat(said, most=self.context)
             if system is not None:
                 raise UsageError("a system text needs the chat template", hint="leave out --raw")
-            return self.checked_ids(self.tokenizer.encode(prompt))
+            return self.checked_ids(self.tokenizer.encode(prompt, most=self.context))
         if not prompt:
             raise EmptyPromptError("the prompt is empty")
-        if all(isinstance(m, Mapping) for m in prompt):
-            return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+        if self.through_template(prompt):
+            return self.tokenizer.encode_chat(prompt, most=self.context)  # type: ignore[arg-type]
         return self.checked_ids(prompt)  # type: ignore[arg-type]
+
+    def through_template(self, prompt: Prompt, *, chat: bool | None = None) -> bool:
+        """Whether a prompt goes through the chat template; if not, the answer goes on with its text."""
+        if isinstance(prompt, str):
+            return self.tokenizer.template is not None if chat is None else chat
+        return all(isinstance(m, Mapping) for m in prompt)
 
     def checked_ids(self, ids: Sequence[int]) -> list[int]:
         """Return token ids as a list.
@@ -325,6 +330,7 @@ class Request:
         policy: Which stage computes which token.
         prompt_stage: The stage that reads the prompt.
         stops: Of this answer alone.
+        goes_on: Whether the answer goes on with the text of the prompt, or is a text of its own.
         speculation: If drafts are to be verified.
         top_logprobs: See :func:`stream`.
     """
@@ -335,6 +341,7 @@ class Request:
     policy: Policy
     prompt_stage: int
     stops: StopStrings
+    goes_on: bool
     speculation: Speculation | None = None
     top_logprobs: int | None = None
 
@@ -372,7 +379,8 @@ def checked_request(
     if len(ids) >= model.context:
         raise ContextOverflowError(len(ids), model.context)
     count = min(max_tokens, model.context - len(ids))
-    return Request(ids, count, sampling, chosen, first_stage, stops, speculation, top_logprobs)
+    goes_on = not model.through_template(prompt, chat=chat)
+    return Request(ids, count, sampling, chosen, first_stage, stops, goes_on, speculation, top_logprobs)
 
 
 def _alone(model: Model, request: Request) -> Generator[Token, None, None]:
@@ -403,7 +411,8 @@ def decode(model: Model, decoder: AnyDecoder, request: Request) -> Generator[Tok
     ids = request.ids
     new = ids[decoder.length :]
     ends = frozenset(model.manifest.model.eos_token_ids)
-    detokenizer, stops = Detokenizer(model.tokenizer), request.stops
+    detokenizer = Detokenizer(model.tokenizer, ids if request.goes_on else ())
+    stops = request.stops
     sampler = Sampler(request.sampling, ids)
     now = time.perf_counter
     clock = _Clock()

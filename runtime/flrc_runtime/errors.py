@@ -51,11 +51,13 @@ class ContextOverflowError(UsageError):
     Args:
         n_prompt: Tokens of the prompt.
         n_context: Tokens the context holds.
+        at_least: The prompt was not read to its end.
     """
 
-    def __init__(self, n_prompt: int, n_context: int) -> None:
+    def __init__(self, n_prompt: int, n_context: int, *, at_least: bool = False) -> None:
+        found = f"{'at least ' if at_least else ''}{n_prompt} tokens"
         super().__init__(
-            f"the prompt has {n_prompt} tokens and leaves no room for an answer in a context of {n_context}",
+            f"the prompt has {found} and leaves no room for an answer in a context of {n_context}",
             hint="shorten the prompt or load the bundle with a larger context",
         )
         self.n_prompt = n_prompt

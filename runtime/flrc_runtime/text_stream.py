@@ -5,6 +5,7 @@ All pieces together are the decoding of all ids (up to a stop string).
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 
 from .errors import UsageError
@@ -12,16 +13,40 @@ from .tokenizer import Tokenizer
 
 _REPLACEMENT = "�"
 MAX_STOPS = 64
+_BACK = 64  # tokens of what is gone on from that are looked at, at most
 
 
 class Detokenizer:
-    """Decodes from a few tokens back, so that spaces come out right, and holds back incomplete bytes."""
+    """Decodes from a few tokens back, so that spaces come out right, and holds back incomplete bytes.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        tokenizer: Of the ids.
+        before: Ids of the text that is gone on from; none where a text of its own begins, as an answer in a chat.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._window: list[int] = []
-        self._emitted = ""  # text of the window that is out already
+        self._window, self._emitted = self._end_of(before)  # the text of the window that is out already
         self._fresh = 0  # ids at the end of the window whose text is not
+
+    def _end_of(self, before: Sequence[int]) -> tuple[list[int], str]:
+        """Return the last ids that have a text, from where no run of bytes is cut, and that text."""
+        text = ""
+        for start in range(len(before) - 1, max(len(before) - _BACK, 0) - 1, -1):
+            if before[start] in self._tokenizer.byte_ids:
+                continue
+            text = self._tokenizer.decode_start(before[start:])
+            if text.strip():
+                break
+        else:
+            start = max(len(before) - _BACK, 0)
+        window = list(before[start:])
+        return window, text.rstrip(_REPLACEMENT) if self._ends_amid_a_character(window) else text
+
+    def _ends_amid_a_character(self, ids: Sequence[int]) -> bool:
+        decoder = getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(self._tokenizer.token_bytes(i) for i in ids))
+        return bool(decoder.getstate()[0])
 
     def push(self, token_id: int) -> str:
         """Return the text that is certain after one more token, perhaps none."""
@@ -32,20 +57,20 @@ class Detokenizer:
         # A run of byte tokens decodes as a whole: an invalid byte makes even its valid characters U+FFFD.
         if token_id in self._tokenizer.byte_ids:
             return ""
-        text = self._tokenizer.decode(self._window)
+        text = self._tokenizer.decode_start(self._window)
         if text.endswith(_REPLACEMENT):
             return ""
         return self._emit(text)
 
     def flush(self) -> str:
         """Return the text held back; the last piece."""
-        return self._emit(self._tokenizer.decode(self._window)) if self._fresh else ""
+        return self._emit(self._tokenizer.decode_start(self._window)) if self._fresh else ""
 
     def _emit(self, text: str) -> str:
         piece = text[len(self._emitted) :]
         recent = self._window[-self._fresh :]
         # A window without text would lose the space that decoders strip from a beginning.
-        self._emitted = self._tokenizer.decode(recent)
+        self._emitted = self._tokenizer.decode_start(recent)
         if self._emitted:
             self._window = recent
         else:

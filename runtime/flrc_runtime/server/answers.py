@@ -91,14 +91,22 @@ class Reply:
                 "refusal": None,
             }
         return {
-            "tokens": [self.tokenizer.decode([t.token_id]) for t, _ in found],
+            "tokens": [self.tokenizer.token_text(t.token_id) for t, _ in found],
             "token_logprobs": [p.chosen for _, p in found],
-            "top_logprobs": [{self.tokenizer.decode([i]): value for i, value in p.top} for _, p in found],
+            "top_logprobs": [self._by_text(p.top) for _, p in found],
         }
 
+    def _by_text(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+        """Return log probabilities by token; of two tokens of one text, the less likely is named by its number."""
+        result: dict[str, float] = {}
+        for token_id, value in top:
+            text = self.tokenizer.token_text(token_id)
+            result[f"token_id:{token_id}" if text in result else text] = value
+        return result
+
     def _scored(self, token_id: int, value: float) -> dict[str, Any]:
-        text = self.tokenizer.decode([token_id])
-        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+        data = self.tokenizer.token_bytes(token_id)
+        return {"token": self.tokenizer.token_text(token_id), "logprob": value, "bytes": list(data)}
 
 
 def usage(tokens: Sequence[Token]) -> dict[str, int]:

@@ -184,7 +184,9 @@ class Server:
         wanted = chat_request(parse_body(await self._body(request)))
         if self._model.tokenizer.template is None:
             raise ApiError(
-                400, f"{self.name} has no chat template; /v1/completions continues a text", code="no_chat"
+                400,
+                f"{self.name} {self._model.tokenizer.why_no_chat}; /v1/completions continues a text",
+                code="no_chat",
             )
         return await self._answer(request, wanted, "chat")
 
@@ -249,8 +251,8 @@ class Server:
             raise ApiError(408, "the body took too long", headers={"connection": "close"}) from None
         return bytes(data)
 
-    def _check_name(self, name: str) -> None:
-        if name != self.name:
+    def _check_name(self, name: str | None) -> None:
+        if name is not None and name != self.name:
             raise ApiError(
                 404,
                 f"there is no model {name!r} here, only {self.name!r}",

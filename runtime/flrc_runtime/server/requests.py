@@ -57,7 +57,7 @@ class Generation:
     """What both kinds of requests share.
 
     Args:
-        model: Name of the model, which must be the one served.
+        model: Name of the model, which must be the one served; None: that one.
         stream: Send tokens as they come.
         stream_options: Of a stream.
         max_tokens: Of the answer; None: as many as the context holds.
@@ -69,7 +69,7 @@ class Generation:
         stage: One stage instead of the bundle's schedule (not OpenAI's).
     """
 
-    model: str
+    model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
