@@ -43,23 +43,27 @@ final class Bpe {
 
     private int[] symbols(String word) {
         Ids found = new Ids();
-        boolean afterUnknown = false;
+        boolean pending = false; // an unknown one, which comes before the next character that is in the vocabulary
         for (int i = 0; i < word.length(); ) {
             int next = word.offsetByCodePoints(i, 1);
             String character = word.substring(i, next);
             i = next;
             int id = vocabulary.id(character);
+            if (id < 0 && byteFallback && addBytes(character, found)) {
+                continue;
+            }
+            if (pending && (id >= 0 || !fuseUnknown)) {
+                found.add(unknown);
+                pending = false;
+            }
             if (id >= 0) {
                 found.add(id);
-                afterUnknown = false;
-            } else if (byteFallback && addBytes(character, found)) {
-                afterUnknown = false;
-            } else if (unknown >= 0) {
-                if (!fuseUnknown || !afterUnknown) {
-                    found.add(unknown);
-                }
-                afterUnknown = true;
+            } else {
+                pending = unknown >= 0;
             }
+        }
+        if (pending) {
+            found.add(unknown);
         }
         return found.toArray();
     }
