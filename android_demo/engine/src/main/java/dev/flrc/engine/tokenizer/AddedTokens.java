@@ -7,78 +7,83 @@ import java.util.HashSet;
 import java.util.Map;
 import java.util.Set;
 
-/** Tokens that are found in a text before anything else is done to it: the leftmost, of those the longest. */
+/**
+ * The tokens beside the model's vocabulary: some are found in the text as it is, the others once it is normalized.
+ *
+ * <p>Ids are given as the tokenizers library gives them: the vocabulary's own, else the next behind the vocabulary,
+ * whatever the file says.
+ */
 final class AddedTokens {
-    /** A node of the tree of all tokens. */
-    private static final class Node {
-        final Map<Character, Node> next = new HashMap<>();
-        int id = -1;
-    }
+    /** Finds tokens in the text as it is. */
+    final TokenFinder raw = new TokenFinder();
+    /** Finds tokens in the normalized text. */
+    final TokenFinder normalized = new TokenFinder();
 
-    private final Node root = new Node();
-    private final Set<Integer> special = new HashSet<>();
+    private final Map<String, Integer> ids = new HashMap<>();
+    private final Map<Integer, AddedToken> tokens = new HashMap<>();
+    private final Map<Integer, String> written = new HashMap<>(); // for the decoder, which undoes what was normalized
+    private final Set<String> special = new HashSet<>();
+    private final Set<Integer> specialIds = new HashSet<>();
 
-    void add(Fields step, Vocabulary vocabulary) throws FormatException {
-        String content = step.text("content");
-        int id = step.count("id", 0);
-        for (String name : new String[] {"single_word", "lstrip", "rstrip", "normalized"}) {
-            if (step.flag(name, false)) {
-                throw new FormatException("tokenizer.json: " + name + " of the token " + content + " is not handled");
+    AddedTokens(Iterable<?> list, Vocabulary vocabulary, Normalizer normalizer) throws FormatException {
+        int next = vocabulary.count();
+        for (Object value : list) {
+            Fields step = Fields.of(value, "tokenizer.json: added_tokens");
+            step.count("id", 0);
+            AddedToken token = new AddedToken(step);
+            if (token.content.isEmpty()) {
+                continue;
+            }
+            int id = id(token.content) < 0 ? vocabulary.id(token.content) : id(token.content);
+            if (id < 0) {
+                id = next++;
+            }
+            ids.put(token.content, id);
+            tokens.put(id, token);
+            if (token.normalized) {
+                written.put(id, normalizer.apply(Piece.whole(token.content)).text);
+            }
+            if (token.special) {
+                special.add(token.content);
             }
         }
-        vocabulary.put(content, id);
-        if (step.flag("special", false)) {
-            special.add(id);
-        }
-        if (content.isEmpty()) {
-            return;
-        }
-        Node node = root;
-        for (int i = 0; i < content.length(); i++) {
-            node = node.next.computeIfAbsent(content.charAt(i), c -> new Node());
-        }
-        node.id = id;
-    }
-
-    boolean isSpecial(int id) {
-        return special.contains(id);
-    }
-
-    Set<Integer> special() {
-        return special;
-    }
-
-    /** A token that was found; {@code id} is -1 at the end of the text. */
-    static final class Match {
-        final int start;
-        final int end;
-        final int id;
-
-        Match(int start, int end, int id) {
-            this.start = start;
-            this.end = end;
-            this.id = id;
-        }
-    }
-
-    /** The first token at or behind a place. */
-    Match find(String text, int from) {
-        for (int start = from; start < text.length(); start++) {
-            Node node = root;
-            Match longest = null;
-            for (int i = start; i < text.length(); i++) {
-                node = node.next.get(text.charAt(i));
-                if (node == null) {
-                    break;
-                }
-                if (node.id >= 0) {
-                    longest = new Match(start, i + 1, node.id);
-                }
+        for (Map.Entry<Integer, AddedToken> entry : tokens.entrySet()) {
+            AddedToken token = entry.getValue();
+            String text = token.normalized ? written.get(entry.getKey()) : token.content;
+            if (text.isEmpty()) { // the tokenizers library splits the text anywhere
+                throw new FormatException("tokenizer.json: the added token '" + token.content
+                    + "' is empty once normalized, which is not handled");
             }
-            if (longest != null) {
-                return longest;
+            int before = (token.normalized ? normalized : raw).add(text, entry.getKey(), token);
+            if (token.special) {
+                specialIds.add(entry.getKey());
+            }
+            if (before >= 0) { // the tokenizers library takes one by chance
+                throw new FormatException("tokenizer.json: the added tokens '" + tokens.get(before).content + "' and '"
+                    + token.content + "' are the same once normalized, which is not handled");
             }
         }
-        return new Match(text.length(), text.length(), -1);
+    }
+
+    /** The id of a token, or -1. */
+    int id(String content) {
+        Integer id = ids.get(content);
+        return id == null ? -1 : id;
+    }
+
+    /** What a decoder gets for an id, or null. */
+    String token(int id) {
+        AddedToken token = tokens.get(id);
+        return token == null ? null : written.getOrDefault(id, token.content);
+    }
+
+    /** Whether decoding passes over what a decoder would get. */
+    boolean isSpecial(String token) {
+        return special.contains(token);
+    }
+
+    /** Ids of special tokens. */
+    Set<Integer> specialIds() {
+        return specialIds;
     }
 }

@@ -3,9 +3,7 @@ package dev.flrc.engine.tokenizer;
 import dev.flrc.engine.FormatException;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.regex.Matcher;
 import java.util.regex.Pattern;
-import java.util.regex.PatternSyntaxException;
 
 /** Splits a text into the words that are encoded one by one. */
 interface PreTokenizer {
@@ -13,11 +11,11 @@ interface PreTokenizer {
     Pattern WORDS = pattern("'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+");
     Pattern DIGIT = pattern("\\p{N}");
 
-    List<String> split(List<String> words);
+    List<Piece> split(List<Piece> pieces);
 
     static PreTokenizer of(Object value) throws FormatException {
         if (value == null) {
-            return words -> words;
+            return pieces -> pieces;
         }
         Step step = Step.of(value, "pre_tokenizer");
         switch (step.type()) {
@@ -26,46 +24,55 @@ interface PreTokenizer {
                 for (Object part : step.fields.list("pretokenizers")) {
                     all.add(of(part));
                 }
-                return words -> {
-                    List<String> result = words;
+                return pieces -> {
+                    List<Piece> result = pieces;
                     for (PreTokenizer one : all) {
                         result = one.split(result);
                     }
                     return result;
                 };
             }
-            case "Digits":
-                if (!step.fields.flag("individual_digits", false)) {
-                    return isolate(pattern("\\p{N}+"));
-                }
-                return isolate(DIGIT);
+            case "Digits": {
+                boolean one = step.fields.flag("individual_digits", false);
+                return new Splitter(DIGIT, one ? Splitter.Behavior.ISOLATED : Splitter.Behavior.CONTIGUOUS);
+            }
             case "ByteLevel": {
                 boolean prefix = step.fields.flag("add_prefix_space", true);
                 boolean regex = step.fields.flag("use_regex", true);
-                PreTokenizer words = regex ? isolate(WORDS) : all -> all;
-                return all -> {
-                    List<String> result = new ArrayList<>();
-                    for (String word : words.split(prefix ? prefixed(all) : all)) {
-                        result.add(ByteAlphabet.encode(word));
+                PreTokenizer words = regex ? new Splitter(WORDS, Splitter.Behavior.ISOLATED) : all -> all;
+                return pieces -> {
+                    List<Piece> result = new ArrayList<>();
+                    for (Piece word : words.split(prefix ? prefixed(pieces) : pieces)) {
+                        result.add(word.map(ByteAlphabet::encode));
                     }
                     return result;
                 };
             }
+            case "Metaspace":
+                return new Metaspace(step)::split;
             case "Split": {
                 String plain = step.plainPattern();
-                Pattern pattern = plain == null ? regex(step) : Pattern.compile(Pattern.quote(plain));
-                String behavior = step.fields.text("behavior");
-                if (step.fields.flag("invert", false)) {
-                    throw step.unknown();
-                }
-                if (behavior.equals("Isolated")) {
-                    return isolate(pattern);
-                }
-                if (behavior.equals("MergedWithPrevious")) {
-                    return words -> mergedWithPrevious(words, pattern);
-                }
-                throw step.unknown();
+                Pattern pattern = plain == null ? SplitPattern.of(step.regexPattern())
+                    : Pattern.compile(Pattern.quote(plain));
+                return new Splitter(pattern, behavior(step), step.fields.flag("invert", false));
             }
+            default:
+                throw step.unknown();
+        }
+    }
+
+    static Splitter.Behavior behavior(Step step) throws FormatException {
+        switch (step.fields.text("behavior")) {
+            case "Isolated":
+                return Splitter.Behavior.ISOLATED;
+            case "Removed":
+                return Splitter.Behavior.REMOVED;
+            case "Contiguous":
+                return Splitter.Behavior.CONTIGUOUS;
+            case "MergedWithPrevious":
+                return Splitter.Behavior.MERGED_WITH_PREVIOUS;
+            case "MergedWithNext":
+                return Splitter.Behavior.MERGED_WITH_NEXT;
             default:
                 throw step.unknown();
         }
@@ -76,59 +83,11 @@ interface PreTokenizer {
         return Pattern.compile(regex, Pattern.UNICODE_CHARACTER_CLASS);
     }
 
-    static Pattern regex(Step step) throws FormatException {
-        String regex = step.regexPattern();
-        try {
-            // (?i:…) folds beyond ASCII in the tokenizers library, which needs a flag of its own here
-            return Pattern.compile(regex, Pattern.UNICODE_CHARACTER_CLASS | Pattern.UNICODE_CASE);
-        } catch (PatternSyntaxException e) {
-            throw new FormatException("tokenizer.json: the pattern " + regex + " cannot be read: " + e.getDescription());
-        }
-    }
-
-    static List<String> prefixed(List<String> words) {
-        List<String> result = new ArrayList<>();
-        for (String word : words) {
-            result.add(word.startsWith(" ") ? word : " " + word);
+    static List<Piece> prefixed(List<Piece> pieces) {
+        List<Piece> result = new ArrayList<>();
+        for (Piece piece : pieces) {
+            result.add(piece.text.startsWith(" ") ? piece : piece.prepend(" "));
         }
         return result;
-    }
-
-    /** Makes a word of every match and of every piece between two. */
-    static PreTokenizer isolate(Pattern pattern) {
-        return words -> {
-            List<String> result = new ArrayList<>();
-            for (String word : words) {
-                int end = 0;
-                Matcher matcher = pattern.matcher(word);
-                while (matcher.find()) {
-                    add(result, word, end, matcher.start());
-                    add(result, word, matcher.start(), matcher.end());
-                    end = matcher.end();
-                }
-                add(result, word, end, word.length());
-            }
-            return result;
-        };
-    }
-
-    static List<String> mergedWithPrevious(List<String> words, Pattern pattern) {
-        List<String> result = new ArrayList<>();
-        for (String word : words) {
-            int end = 0;
-            Matcher matcher = pattern.matcher(word);
-            while (matcher.find()) {
-                add(result, word, end, matcher.end());
-                end = matcher.end();
-            }
-            add(result, word, end, word.length());
-        }
-        return result;
-    }
-
-    static void add(List<String> result, String word, int start, int end) {
-        if (end > start) {
-            result.add(word.substring(start, end));
-        }
     }
 }

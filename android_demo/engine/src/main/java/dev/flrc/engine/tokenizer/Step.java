@@ -31,6 +31,6 @@ final class Step {
 
     FormatException unknown() throws FormatException {
         return new FormatException(fields.where() + " of type " + type() + " is not one this engine knows",
-            "the Python runtime reads it; this engine reads the tokenizers of SmolLM2, Qwen2, Gemma 3 and llama");
+            "the Python runtime reads it; this engine reads those of Llama, Mistral, Gemma, Qwen, SmolLM and the like");
     }
 }

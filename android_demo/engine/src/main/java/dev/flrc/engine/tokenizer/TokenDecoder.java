@@ -34,6 +34,8 @@ interface TokenDecoder {
             }
             case "ByteLevel":
                 return TokenDecoder::byteLevel;
+            case "Metaspace":
+                return new Metaspace(step)::decode;
             case "ByteFallback":
                 return TokenDecoder::byteFallback;
             case "Fuse":
@@ -41,7 +43,7 @@ interface TokenDecoder {
             case "Replace": {
                 String pattern = step.plainPattern();
                 String content = step.fields.text("content");
-                if (pattern == null) {
+                if (pattern == null || pattern.isEmpty()) {
                     throw step.unknown();
                 }
                 return tokens -> {
@@ -127,8 +129,8 @@ interface TokenDecoder {
         if (token.length() != 6 || !token.startsWith("<0x") || !token.endsWith(">")) {
             return -1;
         }
-        int high = Character.digit(token.charAt(3), 16);
-        int low = Character.digit(token.charAt(4), 16);
+        int high = "0123456789abcdef".indexOf(Character.toLowerCase(token.charAt(3)));
+        int low = "0123456789abcdef".indexOf(Character.toLowerCase(token.charAt(4)));
         return high < 0 || low < 0 ? -1 : high * 16 + low;
     }
 

@@ -15,7 +15,8 @@ import java.util.Set;
 /**
  * Text to token ids and back, as the {@code tokenizers} library does it with the same {@code tokenizer.json}.
  *
- * <p>Byte-pair encoding with the parts that SmolLM2, Qwen2, Gemma 3 and llama use; others are refused by name.
+ * <p>Byte-pair encoding with the parts that Llama, Mistral, Gemma, Qwen, SmolLM and the like use; others are refused by
+ * name.
  */
 public final class Tokenizer {
     /** Bytes that {@code tokenizer.json} may have, as in the Python runtime. */
@@ -91,6 +92,12 @@ public final class Tokenizer {
                 case "model":
                     model = BpeReader.read(in);
                     break;
+                case "truncation":
+                case "padding":
+                    if (in.value() != null) {
+                        throw in.error(name + " is set, which is not handled");
+                    }
+                    break;
                 default:
                     in.value();
             }
@@ -98,14 +105,12 @@ public final class Tokenizer {
         if (model == null) {
             throw in.error("it has no model");
         }
-        AddedTokens added = new AddedTokens();
-        for (Object token : addedTokens) {
-            added.add(Fields.of(token, "tokenizer.json: added_tokens"), model.vocabulary);
-        }
+        Normalizer normal = Normalizer.of(normalizer);
+        AddedTokens added = new AddedTokens(addedTokens, model.vocabulary, normal);
         Ids before = new Ids();
         Ids after = new Ids();
         template(postProcessor, before, after);
-        return new Tokenizer(model, added, Normalizer.of(normalizer), PreTokenizer.of(preTokenizer),
+        return new Tokenizer(model, added, normal, PreTokenizer.of(preTokenizer),
             TokenDecoder.of(decoder), before.toArray(), after.toArray());
     }
 
@@ -152,17 +157,12 @@ public final class Tokenizer {
         if (specialTokens) {
             addAll(out, before);
         }
-        int from = 0;
-        while (true) {
-            AddedTokens.Match match = added.find(text, from);
-            if (match.start > from) {
-                encodePart(text.substring(from, match.start), out);
+        for (TokenFinder.Part part : added.raw.split(Piece.whole(text))) {
+            if (part.id < 0) {
+                encodePart(part.piece, out);
+            } else {
+                out.add(part.id);
             }
-            if (match.id < 0) {
-                break;
-            }
-            out.add(match.id);
-            from = match.end;
         }
         if (specialTokens) {
             addAll(out, after);
@@ -170,13 +170,15 @@ public final class Tokenizer {
         return out.toArray();
     }
 
-    private void encodePart(String text, Ids out) {
-        String normalized = normalizer.apply(text);
-        if (normalized.isEmpty()) {
-            return;
-        }
-        for (String word : preTokenizer.split(Collections.singletonList(normalized))) {
-            model.encode(word, out);
+    private void encodePart(Piece piece, Ids out) {
+        for (TokenFinder.Part part : added.normalized.split(normalizer.apply(piece))) {
+            if (part.id >= 0) {
+                out.add(part.id);
+                continue;
+            }
+            for (Piece word : preTokenizer.split(Collections.singletonList(part.piece))) {
+                model.encode(word.text, out);
+            }
         }
     }
 
@@ -184,33 +186,28 @@ public final class Tokenizer {
     public String decode(int[] ids) {
         List<String> tokens = new ArrayList<>();
         for (int id : ids) {
-            String token = model.vocabulary.token(id);
-            if (token != null && !added.isSpecial(id)) {
+            String token = token(id);
+            if (token != null && !added.isSpecial(token)) {
                 tokens.add(token);
             }
         }
         return String.join("", decoder.decode(tokens));
     }
 
+    private String token(int id) {
+        String token = added.token(id);
+        return token == null ? model.vocabulary.token(id) : token;
+    }
+
     /** Ids of special tokens. */
     public Set<Integer> specialIds() {
-        return Collections.unmodifiableSet(added.special());
+        return Collections.unmodifiableSet(added.specialIds());
     }
 
     /** Whether a token is a single byte, such as {@code <0x0A>}. */
     public boolean isByte(int id) {
-        String token = model.vocabulary.token(id);
+        String token = token(id);
         return token != null && TokenDecoder.byteToken(token) >= 0;
-    }
-
-    /** The id of a token, or -1. */
-    public int id(String token) {
-        return model.vocabulary.id(token);
-    }
-
-    /** One more than the largest id. */
-    public int size() {
-        return model.vocabulary.size();
     }
 
     private static void addAll(Ids out, int[] ids) {

@@ -29,8 +29,8 @@ final class Vocabulary {
         return id < 0 || id >= size ? null : tokens[id];
     }
 
-    /** One more than the largest id. */
-    int size() {
-        return size;
+    /** The number of tokens: ids may have gaps. */
+    int count() {
+        return ids.size();
     }
 }
