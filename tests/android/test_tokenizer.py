@@ -209,6 +209,22 @@ def test_added_tokens_are_found_as_the_library_does(
     assert check(java, changed(path, added_tokens=tokens + added_tokens()), count=700) >= 2000
 
 
+@pytest.mark.parametrize("fuse", [False, True])
+def test_unknown_characters_are_those_of_the_library(
+    java: Callable[..., Any], tmp_path: Path, fuse: bool
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(STORIES.read_bytes())
+    model = json.loads(path.read_text("utf-8"))["model"] | {"fuse_unk": fuse}
+    for byte in (
+        "<0x01>",
+        "<0xE6>",
+        "<0xCC>",
+    ):  # characters with them are unknown, others beside them are bytes
+        del model["vocab"][byte]
+    assert check(java, changed(path, model=model), count=300) >= 900
+
+
 @pytest.mark.parametrize("invert", [False, True])
 @pytest.mark.parametrize(
     "behavior", ["Isolated", "Removed", "Contiguous", "MergedWithPrevious", "MergedWithNext"]
