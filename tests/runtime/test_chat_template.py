@@ -38,6 +38,20 @@ Be helpful<|im_end|>
         "{% generation %}{{ messages[1]['content'].strip().split(',')[0] }}{% endgeneration %}",
         "{{ messages | tojson(indent=2) }}{% if tools is not none %}tools{% endif %}",
         "{% macro say(x) %}[{{ x }}]{% endmacro %}{{ say(messages[0].role) }}{{ strftime_now('%Y') }}",
+        "{% macro say(x) %}{% if x is mapping %}{% for k, v in x.items() %}{{ k }}:{{ say(v) }},{% endfor %}"
+        "{% else %}{{ x }}{% endif %}{% endmacro %}{{ say(" + "{'a': " * 20 + "1" + "}" * 20 + ") }}",
+        "{% for x in " + "[" * 20 + "1" + "]" * 20 + " recursive %}{{ loop.depth }}"
+        "{{ loop(x) if x is iterable else x }}{% endfor %}",
+        "{% if x == 0 %}"
+        + "".join(f"{{% elif messages|length == {i} %}}{i}" for i in range(30))
+        + "{% endif %}",
+        "{{ " + "[" * 60 + "1, 'a'" + "]" * 60 + " }}",
+        "{% set n = namespace(l=[]) %}{% for m in messages %}{% set n.l = n.l + [m] %}{% endfor %}"
+        "{{ n.l }}{{ n.l | tojson }}{{ n.l[1:] == n.l[:1] }}{{ [1, 2.5] | sum }}{{ (1, 2) + (3,) }}",
+        "{% if messages | selectattr('role', 'equalto', 'x') %}any{% endif %}{{ dict(a=1) | items | list }}"
+        "{{ messages | map(attribute='role') | join(', ') }}{{ messages | groupby('role') }}"
+        "{{ 'a,b'.split(',') | batch(1) | list }}{{ 'a-b' | replace('-', '+') }}{{ 2.345 | round(1) }}",
+        "{{ 'a' ~ 1 ~ none ~ 'b' + 'c' }}{{ ['a', 'b'] | join }}{{ '7' | int * 6 }}{{ ','.join(['a', 'b']) }}",
     ],
 )
 def test_the_same_as_hugging_face(source: str) -> None:
