@@ -1,7 +1,7 @@
 """Render a model's chat template in a sandbox; what a template expects to find is what Hugging Face provides.
 
 A template comes with the model and may be hostile: it can run nothing, and its size, steps, depth, data and output
-are limited (here, and in ``template_sandbox``).
+are limited (here, in ``template_sandbox`` and in ``template_data``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_SECONDS = 5.0  # a long chat takes hundredths of a second
 LOOK_EVERY = 64  # steps between two looks at the clock
 # A macro in a macro takes 5 frames, a level of a loop over a tree 4; a frame takes up to 0.5 KiB of C stack.
 MAX_FRAMES = 250
-SANDBOX = f"{__package__}.template_sandbox"
+_OWN = {f"{__package__}.template_sandbox", f"{__package__}.template_data"}
 
 Message = Mapping[str, Any]
 
@@ -68,8 +68,14 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from jinja2.exceptions import SecurityError
 
+        from .template_data import check
+
         pieces: list[str] = []
         length = 0
+        try:
+            check(messages)
+        except SecurityError:
+            raise UsageError("the messages are nested too deeply, or too long for a chat template") from None
         variables: dict[str, Any] = {
             **self._special_tokens,
             "messages": [dict(m) for m in messages],
@@ -124,7 +130,7 @@ class _Limit:
             if depth > MAX_FRAMES:
                 raise _BeyondLimitError(f"more than {MAX_FRAMES} calls within one another")
             # The sandbox's own loops are as long as the data that it checks, which are limited.
-            frame.f_trace_lines = frame.f_globals.get("__name__") != SANDBOX
+            frame.f_trace_lines = frame.f_globals.get("__name__") not in _OWN
         elif event == "return":
             self._depths.pop(frame, None)
         if (event == "call" or self._left % LOOK_EVERY == 0) and time.monotonic() > self._end:

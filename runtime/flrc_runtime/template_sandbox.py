@@ -1,16 +1,15 @@
 """The Jinja environment of chat templates: what Hugging Face provides, less what could end or fill the process.
 
-A text made by one operation, the depth of data and their size are limited here; steps and time in ``chat_template``.
-It limits by its own counts: Python's recursion limit is raised by some libraries, and then guards no stack.
+How deep a template is nested and what one operation may make is limited here and in ``template_data``; steps, time and
+calls are in ``chat_template``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import wraps
-from itertools import chain
 from types import GeneratorType
 from typing import Any
 
@@ -23,16 +22,13 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_environment, pass_eval_context
-from markupsafe import Markup
+
+from .template_data import MAX_DATA_SIZE, add, check, check_join, check_length, check_replace, check_search
 
 # Every level costs up to 2 KiB of C stack in jinja2's code generator and Python's compiler; real templates have 16.
 MAX_NESTING = 64
-MAX_DATA_DEPTH = 100  # of lists in lists; repr, JSON and comparisons take 0.2 KiB of C stack a level
-MAX_DATA_SIZE = 8 * 1024 * 1024  # characters in data, and 8 for every item; what is in it twice counts twice
-MAX_TEXT = 4 * 1024 * 1024  # characters that one operation may make
 MAX_REPEAT = 1_000_000  # length of a product such as '-' * 40
 MAX_BITS = 65_536  # of a product of whole numbers
-MAX_SEARCH = 1_000_000_000  # product of lengths, where Python's search takes so many steps: about a second
 MAX_KEYS = 10_000  # of a dictionary from a list
 ELIFS_A_LEVEL = 8  # an elif is a level in Python's compiler alone
 
@@ -43,95 +39,6 @@ _UNSAFE_METHODS: dict[str, type] = dict.fromkeys(
 _UNSAFE_FILTERS = ("center", "format", "indent", "wordwrap", "urlize")
 _SEARCHES = {"rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip"}
 _HIDDEN_ARGUMENTS = {"_loop_vars", "_block_vars", "caller"}  # of jinja, which no template can reach
-_LEAVES = {float, type(None), range}
-
-
-class _Sum(list[Any]):
-    """What ``+`` gave: many templates grow a list by one message at a time, and counting all of it takes long."""
-
-    __slots__ = ("_size",)
-    _size: int
-
-
-_CONTAINERS = {list, dict, tuple, _Sum}  # by name, too: to look for a Collection takes a step
-
-
-def check(value: Any) -> Any:
-    """Return a value whose depth and size are within the limits.
-
-    All that makes data calls it, so that nothing need be checked where data are used; they cannot change.
-
-    Raises:
-        SecurityError: It is too deep or too large.
-    """
-    _size(value)
-    return value
-
-
-def _size(value: Any) -> int:
-    if isinstance(value, _Sum):
-        return value._size
-    size = 0
-    level: dict[int, tuple[Any, int]] = {0: ((value,), 1)}
-    for _ in range(MAX_DATA_DEPTH + 2):
-        below: dict[int, tuple[Any, int]] = {}
-        for holder, times in level.values():
-            items: Iterable[Any] = holder
-            if isinstance(holder, dict) or (type(holder) not in _CONTAINERS and isinstance(holder, Mapping)):
-                items = chain(holder.keys(), holder.values())
-            for item in items:
-                size += 8 * times
-                if isinstance(item, str):
-                    size += times * len(item)
-                elif isinstance(item, int):
-                    size += times * (item.bit_length() // 3)
-                elif type(item) in _CONTAINERS or (
-                    type(item) not in _LEAVES and isinstance(item, Collection)
-                ):
-                    known = below.get(id(item))
-                    below[id(item)] = (item, times + (known[1] if known else 0))
-                if size > MAX_DATA_SIZE:
-                    raise SecurityError("its data are too large")
-        if not below:
-            return size
-        level = below
-    raise SecurityError(f"its data are nested deeper than {MAX_DATA_DEPTH} levels")
-
-
-def _check_length(length: int) -> None:
-    if length > MAX_TEXT:
-        raise SecurityError(f"it makes a text of more than {MAX_TEXT} characters")
-
-
-def _add(left: Any, right: Any) -> Any:
-    if isinstance(left, str) and isinstance(right, str):
-        _check_length(len(left) + len(right))
-        return left + right
-    if isinstance(left, list) and isinstance(right, list):
-        total = _Sum(left + right)
-        total._size = _size(left) + _size(right)
-        if total._size > MAX_DATA_SIZE:
-            raise SecurityError("its data are too large")
-        return total
-    return check(left + right)
-
-
-def _check_search(text: str, sought: Any) -> None:
-    if isinstance(sought, str) and len(text) * len(sought) > MAX_SEARCH:
-        raise SecurityError("it searches a long text in another")
-
-
-def _check_replace(text: str, old: str, new: str, count: int | None = None) -> None:
-    found = text.count(old) if count is None or count < 0 else min(count, text.count(old))
-    _check_length(
-        len(text) + found * len(new) * (5 if isinstance(text, Markup) else 1)
-    )  # "&" becomes "&amp;"
-
-
-def _check_join(separator: str, items: Iterable[Any]) -> list[Any]:
-    parts: list[Any] = check(list(items))
-    _check_length(len(separator) * len(parts) * (5 if isinstance(separator, Markup) else 1))
-    return parts
 
 
 class _GenerationTag(Extension):
@@ -238,7 +145,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: D102
         if operator == "+":
-            return _add(left, right)
+            return add(left, right)
         if operator == "**" or (operator == "%" and isinstance(left, str)):
             raise SecurityError(f"the operator {operator} is not allowed")
         if operator == "*":
@@ -254,25 +161,25 @@ class Sandbox(ImmutableSandboxedEnvironment):
     @staticmethod
     def joined(join: Callable[[Any], str], parts: tuple[Any, ...]) -> str:
         """Return parts one after another, as ``~`` does."""
-        _check_length(sum(len(part) for part in parts if isinstance(part, str)))
+        check_length(sum(len(part) for part in parts if isinstance(part, str)))
         return join(parts)
 
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
         """Return the text of a macro, a block or ``{% set %}``."""
         pieces = list(pieces)
-        _check_length(sum(map(len, pieces)))
+        check_length(sum(map(len, pieces)))
         return "".join(pieces)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", None)
         if isinstance(owner, str) and args:
             if name == "replace":
-                _check_replace(owner, *args)
+                check_replace(owner, *args)
             elif name == "join":
-                args = (_check_join(owner, args[0]),)
+                args = (check_join(owner, args[0]),)
             elif name in _SEARCHES:
-                _check_search(owner, args[0])
+                check_search(owner, args[0])
         elif isinstance(__obj, type) or (
             isinstance(__obj, Macro) and __obj.catch_varargs | __obj.catch_kwargs
         ):
@@ -346,21 +253,21 @@ def _bounded_filters(of_jinja: Mapping[str, Callable[..., Any]]) -> dict[str, Ca
 
     @pass_eval_context
     def replace(context: Any, s: Any, old: Any, new: Any, count: int | None = None) -> Any:
-        _check_replace(str(s), str(old), str(new), count)
+        check_replace(str(s), str(old), str(new), count)
         return of_jinja["replace"](context, s, old, new, count)
 
     @pass_eval_context
     def join(context: Any, value: Any, d: Any = "", attribute: Any = None) -> Any:
-        return of_jinja["join"](context, _check_join(str(d), value), d, attribute)
+        return of_jinja["join"](context, check_join(str(d), value), d, attribute)
 
     @pass_environment
     def sum(environment: Sandbox, iterable: Any, attribute: Any = None, start: Any = 0) -> Any:
         for item in iterable if attribute is None else map(make_attrgetter(environment, attribute), iterable):
-            start = _add(start, item)  # that of Python would copy a list of lists at every step
+            start = add(start, item)  # that of Python would copy a list of lists at every step
         return start
 
     def trim(value: Any, chars: str | None = None) -> Any:
-        _check_search(str(value), chars)
+        check_search(str(value), chars)
         return of_jinja["trim"](value, chars)
 
     def batch(value: Any, linecount: int, fill_with: Any = None) -> Any:
