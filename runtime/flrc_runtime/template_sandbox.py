@@ -38,7 +38,7 @@ _UNSAFE_METHODS: dict[str, type] = dict.fromkeys(
 ) | {"to_bytes": int}
 _UNSAFE_FILTERS = ("center", "format", "indent", "wordwrap", "urlize")
 _SEARCHES = {"rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip"}
-_HIDDEN_ARGUMENTS = {"_loop_vars", "_block_vars", "caller"}  # of jinja, which no template can reach
+_HIDDEN_ARGUMENTS = {"_loop_vars", "_block_vars"}  # of jinja, which no template can reach
 
 
 class _GenerationTag(Extension):

@@ -100,6 +100,10 @@ RENDERING = (
         "{% for i in range(20000) %}{{ f(ns.x) }}{% endfor %}{{ ns.x }}",
         "kwargs": "{% set ns = namespace(x=()) %}{% macro f() %}{% set ns.x = kwargs %}{% endmacro %}"
         "{% for i in range(20000) %}{{ f(_a=ns.x) }}{% endfor %}{{ ns.x }}",
+        "kwargs that jinja knows": "{% set ns = namespace(x=()) %}{% macro f() %}{% set ns.x = kwargs %}{% endmacro %}"
+        "{% for i in range(20000) %}{{ f(caller=ns.x) }}{% endfor %}{{ ns.x }}",
+        "loops over loops": "{% set ns = namespace(x=[1]) %}{% for i in range(20000) %}"
+        "{% for a in ns.x if true %}{% set ns.x = loop %}{% break %}{% endfor %}{% endfor %}{{ ns.x|list }}",
         "a namespace of itself": "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns.x }}",
         "wide text": "{% set a = [1] %}" + "{% set a = [a, a] %}" * 60 + "{{ a }}",
         "wide comparison": "{% set a, b = [1], [1] %}" + "{% set a, b = [a, a], [b, b] %}" * 60 + "{{ a == b }}",
