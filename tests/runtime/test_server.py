@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import openai
 import pytest
 
-from flrc_runtime import FixedStage, Sampling, load
+from flrc_runtime import FixedStage, Sampling, load, manifest
 from flrc_runtime.engine import Model
 
 PROMPT = "Once upon a time"
@@ -45,6 +46,13 @@ def failing(model, decoder, request):
             raise (RuntimeError if request.sampling.seed else NumericalError)("the words of the fault")
         yield token
 engine.decode = failing
+from flrc_edge.cli import main
+main()
+"""
+# As libraries do that walk deep trees.
+RAISED = """
+import sys
+sys.setrecursionlimit(100_000)
 from flrc_edge.cli import main
 main()
 """
@@ -264,6 +272,33 @@ def test_mistakes_have_the_shape_of_openai(
     assert set(answer["error"]) == {"message", "type", "param", "code"}
     assert answer["error"]["type"] == "invalid_request_error" and answer["error"]["code"] == code
     assert answer["error"]["message"] and served.idle()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
+    ],
+)
+def test_a_hostile_template_does_not_end_the_server(talking: Path, tmp_path: Path, template: str) -> None:
+    folder = Path(shutil.copytree(talking, tmp_path / "stories260k"))
+    described = manifest.read(folder)
+    (folder / "chat_template.jinja").write_text(template)
+    manifest.seal(folder, described)
+    served = Served(folder, program=RAISED)
+    try:
+        for _ in range(3):
+            status, _, answer = served.post("/v1/chat/completions", chat())
+            assert status == 500 and answer["error"]["type"] == "server_error"
+            assert answer["error"]["message"].startswith("the chat template ")
+        assert (
+            served.post("/v1/completions", {"model": "stories260k", "prompt": PROMPT, "max_tokens": 2})[0]
+            == 200
+        )
+        assert served.idle()
+    finally:
+        served.close()
 
 
 def test_the_client_raises_its_own_errors(served: Served) -> None:
