@@ -33,6 +33,7 @@ class BuiltinModel:
         licence: Of the weights.
         note: What a user should know before using it, or None.
         hub_id: The original on the hub, which was never quantized.
+        tied: Whether the original's head is its embedding; the file may hold two roundings of that matrix.
     """
 
     name: str
@@ -44,6 +45,7 @@ class BuiltinModel:
     licence: str
     hub_id: str
     note: str | None = None
+    tied: bool = False
 
     @property
     def download_bytes(self) -> int:
@@ -94,6 +96,7 @@ BUILTIN: dict[str, BuiltinModel] = {
             parameters=134_515_008,
             licence="Apache-2.0",
             hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+            tied=True,
         ),
         BuiltinModel(
             "gemma-3-270m",
@@ -107,6 +110,7 @@ BUILTIN: dict[str, BuiltinModel] = {
             parameters=268_098_176,
             licence="Gemma Terms of Use",
             hub_id="google/gemma-3-270m",
+            tied=True,
             note=_GEMMA_NOTE,
         ),
         BuiltinModel(
@@ -121,6 +125,7 @@ BUILTIN: dict[str, BuiltinModel] = {
             parameters=494_032_768,
             licence="Apache-2.0 upstream",
             hub_id="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+            tied=True,
             note=_QWEN_NOTE,
         ),
         BuiltinModel(
@@ -132,6 +137,7 @@ BUILTIN: dict[str, BuiltinModel] = {
             parameters=1_543_714_304,
             licence="Apache-2.0 upstream",
             hub_id="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+            tied=True,
             note=_QWEN_NOTE,
         ),
     )

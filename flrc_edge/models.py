@@ -254,10 +254,10 @@ def _materialize(source: ModelSource) -> ModelSource:
 
 def _converted(path: Path) -> Path:
     """Convert a GGUF file once; the folder in the cache is named by the file's hash."""
-    from .gguf_file import convert_gguf, read_gguf
+    from .gguf_file import CONVERSION, convert_gguf, read_gguf
 
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)
-    target = cache_folder() / "gguf" / f"{stem}-{sha256_of(path)[:16]}"
+    target = cache_folder() / "gguf" / f"{stem}-{sha256_of(path)[:16]}-{CONVERSION}"
     with locked(target.parent / f".{target.name}.lock"):
         if not target.is_dir():
             _log.info("converting %s to %s", path.name, target)

@@ -321,7 +321,7 @@ def _convert(model: BuiltinModel, gguf: Path, target: Path) -> None:
     from .gguf_file import convert_gguf, read_gguf
 
     with published_folder(target) as work:
-        convert_gguf(read_gguf(gguf), work)
+        convert_gguf(read_gguf(gguf, tie=model.tied), work)
         write_json(
             work / "source.json",
             {

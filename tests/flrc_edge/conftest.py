@@ -131,8 +131,29 @@ def whole_backward() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def write_gguf() -> Callable[..., Path]:
-    """Return a function that writes a Hugging Face llama folder as GGUF, as llama.cpp's converter does."""
+    """Return a function that writes a Hugging Face folder as GGUF, as llama.cpp's converter does."""
     return _write_gguf
+
+
+GGUF_BLOCK = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+GGUF_GEMMA = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+GGUF_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 def _write_gguf(
@@ -140,16 +161,20 @@ def _write_gguf(
     path: Path,
     *,
     architecture: str = "llama",
-    pre: str = "default",
-    doubled_head: bool = False,
     extra: dict[str, Any] | None = None,
+    fields: dict[str, tuple[str, Any]] | None = None,
+    tokens: dict[str, int] | None = None,
+    tensors: dict[str, Any] | None = None,
 ) -> Path:
+    """Write a GGUF: ``extra`` keys of the architecture, ``fields`` of any name with the writer's type.
+
+    ``tokens`` are appended with their types; ``tensors`` replace or add by their GGUF name (None leaves one out),
+    as an array or as (bytes, type).
+    """
     import numpy as np
-    from gguf import GGMLQuantizationType, GGUFWriter
-    from safetensors.numpy import load_file
+    from gguf import GGUFWriter
 
     config = json.loads((source / "config.json").read_text())
-    tokenizer = json.loads((source / "tokenizer.json").read_text())
     writer = GGUFWriter(path, architecture)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -157,62 +182,70 @@ def _write_gguf(
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
+    if config.get("head_dim"):
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    rope = config["rope_parameters"]
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     for key, value in (extra or {}).items():
         writer.add_uint32(f"{architecture}.{key}", value)
-    vocab = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
-    merged = {"".join(pair): rank for rank, pair in enumerate(tokenizer["model"]["merges"])}
-    kinds = [
-        3 if i in (1, 2) else 2 if i == 0 else 6 if t.startswith("<0x") else 1 for i, t in enumerate(vocab)
-    ]
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(vocab)
-    writer.add_token_scores([-float(merged.get(t, 1000 + i)) for i, t in enumerate(vocab)])
-    writer.add_token_types(kinds)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_add_bos_token(True)
-    names = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    tensors = load_file(source / "model.safetensors")
-    if doubled_head:
-        noise = np.random.default_rng(0).standard_normal(tensors["model.embed_tokens.weight"].shape)
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-        tensors["model.embed_tokens.weight"] = tensors["lm_head.weight"] + 1e-3 * noise.astype(np.float32)
-    for name, tensor in tensors.items():
-        stem = name.removesuffix(".weight")
-        if stem in top:
-            target = top[stem]
-        else:
-            _, _, layer, part = stem.split(".", 3)
-            target = f"blk.{layer}.{names[part]}"
-            heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(names[part])
-            if heads:
-                n = config[heads]
-                halves = tensor.reshape(n, 2, tensor.shape[0] // n // 2, tensor.shape[1])
-                tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
-        if doubled_head and stem == "model.embed_tokens":
-            tensor = tensor.astype(np.float16)
-        writer.add_tensor(f"{target}.weight", np.ascontiguousarray(tensor))
-    assert GGMLQuantizationType.F32 == 0
+    _add_vocabulary(writer, source, tokens or {})
+    for key, (kind, value) in (fields or {}).items():
+        writer.kv_data[0].pop(key, None)
+        getattr(writer, f"add_{kind}")(key, value)
+    for name, tensor in {**_gguf_tensors(source, architecture, config), **(tensors or {})}.items():
+        if isinstance(tensor, tuple):
+            writer.add_tensor(name, tensor[0], raw_dtype=tensor[1])
+        elif tensor is not None:
+            writer.add_tensor(name, np.ascontiguousarray(tensor))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _add_vocabulary(writer: Any, source: Path, tokens: dict[str, int]) -> None:
+    model = json.loads((source / "tokenizer.json").read_text())["model"]
+    vocab = sorted(model["vocab"], key=model["vocab"].get)
+    merged = {"".join(pair): rank for rank, pair in enumerate(model["merges"])}
+    kinds = [
+        3 if i in (1, 2) else 2 if i == 0 else 6 if t.startswith("<0x") else 1 for i, t in enumerate(vocab)
+    ]
+    scores = [-float(merged.get(t, 1000 + i)) for i, t in enumerate(vocab)]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([*vocab, *tokens])
+    writer.add_token_scores([*scores, *(-1000.0 for _ in tokens)])
+    writer.add_token_types([*kinds, *tokens.values()])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(True)
+
+
+def _gguf_tensors(source: Path, architecture: str, config: dict[str, Any]) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    table = {**GGUF_BLOCK, **GGUF_GEMMA} if architecture == "gemma3" else GGUF_BLOCK
+    found = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        stem, _, suffix = name.rpartition(".")
+        if stem in GGUF_TOP:
+            target = GGUF_TOP[stem]
+        else:
+            _, _, layer, part = stem.split(".", 3)
+            target = f"blk.{layer}.{table[part]}"
+            heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(table[part])
+            if heads and architecture == "llama":  # pairs of a rotary embedding lie side by side
+                n = config[heads]
+                halves = tensor.reshape(n, 2, tensor.shape[0] // n // 2, *tensor.shape[1:])
+                tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
+        if architecture == "gemma3" and target.endswith("norm"):
+            tensor = tensor + 1
+        found[f"{target}.{suffix}"] = tensor
+    return found
 
 
 @pytest.fixture(scope="session")
