@@ -92,7 +92,9 @@ def test_every_type(name: str, wide: Path, write_gguf: Callable[..., Path], tmp_
 def test_types_that_this_table_is_about() -> None:
     """K, IQ, MXFP4 and ternary types are among those tried."""
     names = readable()
-    assert {"Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "BF16", "F16", "MXFP4", "TQ1_0"} <= set(names)
+    assert {"Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "BF16", "F16", "MXFP4", "TQ1_0"} <= set(
+        names
+    )
     assert len([name for name in names if name.startswith("IQ")]) == 9
 
 

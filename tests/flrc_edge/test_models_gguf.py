@@ -124,7 +124,10 @@ def test_a_head_that_differs_is_kept(
             r"m.gguf is an adapter \(lora\), not a model",
         ),
         ({"fields": {"general.type": ("string", "imatrix")}}, "of type 'imatrix', not a model of text"),
-        ({"tensors": {"blk.0.attn_qkv.weight": np.zeros((8, 64), "f4")}}, "blk.0.attn_qkv.weight has no place"),
+        (
+            {"tensors": {"blk.0.attn_qkv.weight": np.zeros((8, 64), "f4")}},
+            "blk.0.attn_qkv.weight has no place",
+        ),
         ({"tensors": {"blk.7.attn_q.weight": np.zeros((64, 64), "f4")}}, "blk.7.attn_q.weight has no place"),
         ({"tensors": {"blk.0.ffn_up.bias": np.zeros(172, "f4")}}, "blk.0.ffn_up.bias has no place"),
     ],
@@ -143,7 +146,10 @@ def test_unsupported_gguf(
         ({"blk.1.ffn_down.weight": None}, "the tensor of model.layers.1.mlp.down_proj.weight is missing"),
         ({"blk.1.ffn_down.weight": np.zeros((64, 64), "f4")}, r"is \[64, 64\], the header says \[64, 172\]"),
         ({"token_embd.weight": None}, "token_embd.weight is missing"),
-        ({"token_embd.weight": np.zeros((500, 64), "f4")}, "vocabulary has 512 tokens, the embedding 500 rows"),
+        (
+            {"token_embd.weight": np.zeros((500, 64), "f4")},
+            "vocabulary has 512 tokens, the embedding 500 rows",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named_before_work(
