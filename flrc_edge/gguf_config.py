@@ -91,6 +91,9 @@ def config_of(header: GgufHeader, special: dict[str, Any], *, tied: bool) -> dic
     hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
     if not 0 < heads <= hidden:
         raise FormatError(f"{keys.file}: {heads} heads in {hidden} dimensions")
+    layers = keys.integer("block_count")
+    if layers > len(header.tensors):
+        raise FormatError(f"{keys.file}: {layers} layers of {len(header.tensors)} tensors")
     head_dim = keys.integer("attention.key_length", hidden // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if keys.integer(key, head_dim) != head_dim:
@@ -102,7 +105,7 @@ def config_of(header: GgufHeader, special: dict[str, Any], *, tied: bool) -> dic
         "vocab_size": header.tensors[EMBEDDING].shape[0],
         "hidden_size": hidden,
         "intermediate_size": keys.integer("feed_forward_length"),
-        "num_hidden_layers": keys.integer("block_count"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -156,7 +159,10 @@ class _Keys:
         return value
 
     def integer(self, key: str, default: int | None = None) -> int:
-        return int(self.number(key, default))
+        value = self.number(key, default)
+        if value != int(value):
+            raise FormatError(f"{self.file}: {self.family}.{key} is {value}, not a whole number")
+        return int(value)
 
     def refuse(self, key: str, why: str) -> None:
         raise UnsupportedModelError(

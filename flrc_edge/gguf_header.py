@@ -91,10 +91,10 @@ class _Cursor:
         size = struct.calcsize(f"<{code}")
         return struct.unpack_from(f"<{code}", self._data, self._take(size))[0]
 
-    def string(self) -> str:
+    def string(self, errors: str = "replace") -> str:
         length = self.scalar("Q")
         start = self._take(length)
-        return self._data[start : start + length].decode("utf-8", "surrogateescape")
+        return self._data[start : start + length].decode("utf-8", errors)
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -113,6 +113,8 @@ class _Cursor:
             size = struct.calcsize(f"<{_SCALARS[kind]}")
             start = self._take(count * size)
             return list(struct.unpack_from(f"<{count}{_SCALARS[kind]}", self._data, start))
+        if kind == _STRING:  # tokens: what is not UTF-8 has to be found out later, not replaced
+            return [self.string("surrogateescape") for _ in range(count)]
         return [self.value(kind) for _ in range(count)]
 
 

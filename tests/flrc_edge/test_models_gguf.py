@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from flrc_edge.errors import FormatError, UnsupportedModelError
+from flrc_edge.errors import FlrcError, FormatError, UnsupportedModelError
 from flrc_edge.gguf_file import convert_gguf, read_gguf
 from flrc_edge.models import open_model, resolve_model
 
@@ -198,3 +199,19 @@ def test_truncated_gguf(stories: Path, write_gguf: Callable[..., Path], tmp_path
     path.write_bytes(whole[:16] + b"\xff" * 64 + whole[80:])
     with pytest.raises(FormatError, match=r"cut.gguf is truncated or damaged"):
         read_gguf(path)
+
+
+def test_damaged_headers_are_named(stories: Path, write_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    """Whatever a byte of the header says, reading it ends in a model or in one sentence that can be printed."""
+    whole = write_gguf(stories, tmp_path / "whole.gguf").read_bytes()
+    path, rng = tmp_path / "m.gguf", random.Random(0)
+    refused = 0
+    for _ in range(200):
+        data = bytearray(whole)
+        data[rng.randrange(8, rng.choice((1200, 20_000)))] = rng.choice((0, 1, 127, 255, rng.randrange(256)))
+        path.write_bytes(data)
+        try:
+            read_gguf(path)
+        except FlrcError as error:
+            refused += bool(str(error).encode())
+    assert refused > 50
