@@ -137,7 +137,7 @@ def read_vocabulary(header: GgufHeader) -> Vocabulary:
         name = "bos" if add_bos and bos is None else "eos"
         raise FormatError(f"{file}: add_{name}_token is set, {name}_token_id is not")
     return Vocabulary(
-        kind=kind,
+        kind="llama" if spm else "gpt2",
         pre=pre,
         tokens=tokens,
         types=types,
