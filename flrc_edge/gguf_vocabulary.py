@@ -124,7 +124,7 @@ def read_vocabulary(header: GgufHeader) -> Vocabulary:
     types = [int(t) for t in types]
     ends += [i for key in _END_KEYS if (i := fields.id(key, tokens)) is not None]
     ends += sorted(ids[token] for token in _ENDS if token in ids)
-    # HTML's </s> is a word of Gemma's vocabulary
+    # HTML's </s> is a word of the vocabularies of Gemma and Qwen, at which llama.cpp would stop
     ends += [i for i in [ids.get("</s>")] if i is not None and types[i] == CONTROL]
     ends = list(dict.fromkeys(ends))
     for i in ends:
