@@ -78,6 +78,7 @@ def quantize(
         windows=windows,
         length=min(window, content.model.context_length),
         seed=seed,
+        vocab_size=content.model.vocab_size,
     ).ids
     model: Any = checkpoint.load(source).float()
     plan = with_formats(content.plan, dtype, head=head, hidden_size=content.model.hidden_size)

@@ -18,7 +18,7 @@ from flrc_edge.errors import NumericalError
 from flrc_edge.lowrank import set_stage
 from flrc_edge.model_cache import cache_argument, cache_of
 from flrc_edge.progress import Progress, silent
-from flrc_edge.texts import leading_bos
+from flrc_edge.texts import has_template, leading_bos
 
 BATCH = 8  # prompts decoded at once: a step reads the weights once for all
 
@@ -42,7 +42,7 @@ class Answer:
 
 def prompt_ids(tokenizer: Any, prompt: str) -> Tensor:
     """Return the ids ``[1, P]`` of a prompt, through the chat template if the tokenizer has one."""
-    if getattr(tokenizer, "chat_template", None):
+    if has_template(tokenizer):
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
         )

@@ -119,7 +119,11 @@ def run(
             compress(loaded, whole, Settings(keep=(1.0,)))
             dense_info = export(whole, dense_bundle, dtype=dtype, progress=progress)
         ids = token_windows(
-            loaded.tokenizer, HELD_OUT, windows=windows, length=window_length(loaded, window)
+            loaded.tokenizer,
+            HELD_OUT,
+            windows=windows,
+            length=window_length(loaded, window),
+            vocab_size=loaded.config.vocab_size,
         ).ids
         with timings.phase("perplexity"):
             ppl = _perplexities(load(bundle), ids, progress, "stage")

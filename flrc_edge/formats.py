@@ -82,7 +82,11 @@ def compare_formats(
     import onnxruntime
 
     ids = token_windows(
-        loaded.tokenizer, (WeightedText(text),), windows=windows, length=window_length(loaded, window)
+        loaded.tokenizer,
+        (WeightedText(text),),
+        windows=windows,
+        length=window_length(loaded, window),
+        vocab_size=loaded.config.vocab_size,
     ).ids
     figures: list[FormatFigure] = []
     reference: list[Tensor] = []

@@ -79,7 +79,11 @@ def held_out_windows(
     """
     return {
         Path(text).name: token_windows(
-            loaded.tokenizer, (WeightedText(text),), windows=windows, length=length
+            loaded.tokenizer,
+            (WeightedText(text),),
+            windows=windows,
+            length=length,
+            vocab_size=loaded.config.vocab_size,
         ).ids
         for text in texts
     }

@@ -83,7 +83,12 @@ def calibration_windows(loaded: LoadedModel, settings: Settings, *, held_out: bo
     length = window_length(loaded, settings.window)
     count = settings.tokens // length
     windows = token_windows(
-        loaded.tokenizer, settings.texts, windows=count, length=length, seed=settings.seed
+        loaded.tokenizer,
+        settings.texts,
+        windows=count,
+        length=length,
+        seed=settings.seed,
+        vocab_size=loaded.config.vocab_size,
     )
     if settings.allocator != "search":
         return windows

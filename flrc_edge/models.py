@@ -138,6 +138,8 @@ def resolve_model(name_or_path: str, *, portable: bool = False) -> ModelSource:
     if name_or_path and path.is_dir():
         return _folder(path, portable=portable)
     if name_or_path and path.is_file():
+        if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".json"):
+            raise UsageError(f"{path} is one file of a model", hint=f"give its folder: {path.parent}")
         from .gguf_file import read_gguf
 
         gguf = read_gguf(path)

@@ -89,6 +89,7 @@ class RecipeBench:
             windows=search.samples,
             length=window_length(loaded, search.window),
             seed=settings.seed,
+            vocab_size=loaded.config.vocab_size,
         ).ids
         self._statistics, self.calibration = measure(
             loaded, self._settings, progress=progress, timings=timings

@@ -27,7 +27,7 @@ from flrc_edge.boundaries import (
 from flrc_edge.decoding import Answer, answers, prompt_ids
 from flrc_edge.divergence import divergence
 from flrc_edge.progress import Progress, silent
-from flrc_edge.texts import DATA
+from flrc_edge.texts import DATA, check_ids
 from flrc_edge.validation import Validation, validate
 from flrc_runtime.manifest import Schedule
 
@@ -73,8 +73,13 @@ def reference_answers(
         context: Positions the model has; a prompt that leaves less than ``horizon`` of them is left out.
         horizon: Answer tokens.
         progress: Called after each batch.
+
+    Raises:
+        UsageError: A prompt holds a token that the model has no embedding of.
     """
     ids = [prompt_ids(tokenizer, p) for p in (built_in_prompts() if prompts is None else prompts)]
+    for one in ids:
+        check_ids(one, tokenizer, int(model.config.vocab_size), where="a prompt of the schedule")
     fitting = [p for p in ids if p.shape[1] + horizon <= context]
     return answers(model, fitting, most=horizon, progress=progress)
 

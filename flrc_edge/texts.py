@@ -73,6 +73,7 @@ def token_windows(
     windows: int | None,
     length: int,
     seed: int | None = None,
+    vocab_size: int | None = None,
 ) -> Windows:
     """Cut texts into windows.
 
@@ -82,9 +83,11 @@ def token_windows(
         windows: How many windows; None takes every whole window there is.
         length: Tokens a window.
         seed: Chooses where the windows start; None takes them from the beginning, without gaps.
+        vocab_size: Rows of the model's embedding; None if no token can lie beyond them.
 
     Raises:
-        UsageError: A source is missing, not UTF-8, empty, or holds too few tokens; none, or no window, is asked for.
+        UsageError: A source is missing, not UTF-8, empty, holds too few tokens, or one that the model has no embedding
+            of; none, or no window, is asked for.
     """
     import torch
 
@@ -106,6 +109,7 @@ def token_windows(
                 continue
         content = read_text(text.name, tokenizer)
         picked = _cut(tokenizer, content, name=text.name, count=count, length=length, seed=seed)
+        check_ids(picked, tokenizer, vocab_size, where=f"the text {text.name}")
         rows.append(picked)
         digest = hashlib.sha256(content.encode()).hexdigest()
         sources.append(TextSource(Path(text.name).name, digest, text.weight, picked.numel()))
@@ -149,21 +153,15 @@ def _read_file(path: Path, tokenizer: Any) -> str:
         text = path.read_bytes().decode("utf-8-sig") if size <= WHOLE else _read_pieces(path, size)
         if "\x00" in text:
             raise UsageError(f"the text {path} looks binary (it holds a NUL character)")
-        if path.suffix == ".jsonl":
-            # Not splitlines: a JSON string may hold U+2028 and the like as they are.
-            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
-            return "".join(_document(line, tokenizer) for line in lines)
     except UnicodeDecodeError:
         raise UsageError(f"the text {path} is not UTF-8") from None
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(
-            f"{path} must hold one JSON object with a field 'text' or 'messages' on every line"
-        ) from None
-    except TemplateError as error:
-        raise UsageError(f"the chat template refuses a line of {path}: {error}") from None
     except OSError as error:
         raise UsageError(f"the text {path} cannot be read: {error.strerror}") from None
-    return text
+    if path.suffix != ".jsonl":
+        return text
+    # Not splitlines: a JSON string may hold U+2028 and the like as they are.
+    lines, read = enumerate(text.split("\n"), 1), "" if size <= WHOLE else " of what is read of it"
+    return "".join(_document(line, tokenizer, f"{path}, line {i}{read}") for i, line in lines if line.strip())
 
 
 def _read_pieces(path: Path, size: int) -> str:
@@ -187,14 +185,43 @@ def _read_pieces(path: Path, size: int) -> str:
     return "\n".join(pieces).removeprefix("\ufeff")
 
 
-def _document(line: dict[str, Any], tokenizer: Any) -> str:
-    if "messages" not in line:
-        text: str = line["text"]
-        return text + "\n\n"
-    if getattr(tokenizer, "chat_template", None):
-        rendered: str = tokenizer.apply_chat_template(line["messages"], tokenize=False)
+def _document(line: str, tokenizer: Any, where: str) -> str:
+    """Return the text of one line of a ``.jsonl`` file."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is no JSON: {error}") from None
+    document = value if isinstance(value, dict) else {}
+    if "messages" in document:
+        return _chat(document["messages"], tokenizer, where)
+    if not isinstance(document.get("text"), str):
+        raise UsageError(f"{where} must be a JSON object with a field 'text' (a text) or 'messages'")
+    return f"{document['text']}\n\n"
+
+
+def _chat(messages: Any, tokenizer: Any, where: str) -> str:
+    """Return a chat as the template writes it, or as plain lines where there is none."""
+    said = messages if isinstance(messages, list) else []
+    if not said or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in said):
+        raise UsageError(f"{where}: 'messages' must be a list of objects with a role and a content")
+    for message in said:  # a turn of tool calls may have none
+        if not isinstance(message.get("content"), str | list | None):
+            raise UsageError(f"{where}: the content of a message is no text")
+    if has_template(tokenizer):
+        try:
+            rendered: str = tokenizer.apply_chat_template(said, tokenize=False)
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise UsageError(f"{where}: the chat template refuses the messages: {error}") from None
         return rendered
-    return "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in line["messages"])
+    if not all(isinstance(m.get("content"), str) for m in said):
+        raise UsageError(f"{where}: the content of a message is no text, and there is no chat template")
+    return "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in said)
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Whether a Hugging Face tokenizer writes chats: of several templates, the one called default does."""
+    template = getattr(tokenizer, "chat_template", None)
+    return "default" in template if isinstance(template, dict) else bool(template)
 
 
 def _cut(
@@ -226,6 +253,21 @@ def _cut(
         starts = (torch.arange(count) * part + room).long()
     prefix = torch.tensor(bos, dtype=torch.long)
     return torch.stack([torch.cat([prefix, ids[s : s + body]]) for s in starts.tolist()])
+
+
+def check_ids(ids: torch.Tensor, tokenizer: Any, vocab_size: int | None, *, where: str) -> None:
+    """Refuse token ids beyond the embedding: a tokenizer may have tokens that its model never got.
+
+    Raises:
+        UsageError: ``where`` holds one.
+    """
+    largest = int(ids.max()) if vocab_size is not None and ids.numel() else -1
+    if vocab_size is not None and largest >= vocab_size:
+        raise UsageError(
+            f"{where} holds {tokenizer.convert_ids_to_tokens(largest)!r}, token {largest}, "
+            f"and the model's embedding has {vocab_size} rows",
+            hint="leave it out of the text, or resize the model's embedding to its tokenizer",
+        )
 
 
 def leading_bos(tokenizer: Any) -> list[int]:

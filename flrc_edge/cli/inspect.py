@@ -23,7 +23,7 @@ def command(folder: Path, ranks: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(content), indent=1))
         return
-    for line in _summary(content):
+    for line in _summary(folder, content):
         click.echo(line)
     if ranks:
         for p in content.plan.projections:
@@ -32,7 +32,22 @@ def command(folder: Path, ranks: bool, as_json: bool) -> None:
             click.echo(f"  {p.name:<44} {m:>5} x {n:<5}  {shown}  (break-even {most})")
 
 
-def _summary(content: Manifest) -> list[str]:
+def _ends(folder: Path, content: Manifest) -> str:
+    """Return the tokens that end an answer, by name where the folder says what they are called."""
+    from flrc_runtime.errors import FlrcError
+    from flrc_runtime.tokenizer import Tokenizer
+
+    numbers = content.model.eos_token_ids
+    if not numbers:
+        return "no token: they run to --max-tokens"
+    try:
+        tokenizer = Tokenizer.from_folder(folder)
+    except FlrcError:  # inspect shows damaged folders, too
+        return ", ".join(f"token {i}" for i in numbers)
+    return ", ".join(f"{tokenizer.token_text(i)} ({i})" for i in numbers)
+
+
+def _summary(folder: Path, content: Manifest) -> list[str]:
     model, plan, schedule = content.model, content.plan, content.schedule
     size = sum(f.size for f in content.files.values())
     lines = [
@@ -42,6 +57,7 @@ def _summary(content: Manifest) -> list[str]:
         f"allocator {plan.allocator}, factors {content.factorization}, "
         f"{sum(p.dense for p in plan.projections)} of {len(plan.projections)} projections dense",
     ]
+    lines.append(f"answers end at {_ends(folder, content)}")
     if content.calibration is not None:
         texts = ", ".join(f"{t.name} ({t.tokens} tokens)" for t in content.calibration.texts)
         lines.append(f"calibrated on {texts}, seed {content.calibration.seed}")

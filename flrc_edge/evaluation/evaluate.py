@@ -120,7 +120,14 @@ def evaluate(
     stages = named or range(len(facts.kept))
     length = min(settings.window, context)
     windows = [
-        text_windows(subject.tokenizer, name, windows=settings.windows, length=length, stride=settings.stride)
+        text_windows(
+            subject.tokenizer,
+            name,
+            windows=settings.windows,
+            length=length,
+            stride=settings.stride,
+            vocab_size=facts.vocab_size,
+        )
         for name in settings.texts
     ]
     files = [

@@ -23,6 +23,7 @@ from flrc_edge.evaluation.subject import ReadPrompt, Subject
 from flrc_edge.evaluation.summary_file import Sample, Split, read_samples
 from flrc_edge.evaluation.token_scores import TokenScores, log_probs_, token_scores
 from flrc_edge.progress import Progress, silent
+from flrc_edge.texts import check_ids
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def read_prompts(
     for sample in samples:
         if len(prompts) == count:
             break
-        ids = prompt_ids(subject.tokenizer, sample.prompt)[0].tolist()
+        found = prompt_ids(subject.tokenizer, sample.prompt)
+        check_ids(found, subject.tokenizer, subject.facts.vocab_size, where="a prompt")
+        ids = found[0].tolist()
         if len(ids) + max_tokens <= context:
             prompts.append(Prompt(sample, tuple(ids)))
         else:

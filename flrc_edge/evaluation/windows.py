@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flrc_edge.errors import UsageError
-from flrc_edge.texts import leading_bos, read_text
+from flrc_edge.texts import check_ids, leading_bos, read_text
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,13 @@ class TextWindows:
 
 
 def text_windows(
-    tokenizer: Any, name: str, *, windows: int | None, length: int, stride: int | None = None
+    tokenizer: Any,
+    name: str,
+    *,
+    windows: int | None,
+    length: int,
+    stride: int | None = None,
+    vocab_size: int | None = None,
 ) -> TextWindows:
     """Cut a text into windows from its beginning.
 
@@ -55,9 +61,11 @@ def text_windows(
         windows: How many; None for all that are whole.
         length: Tokens of each, BOS included.
         stride: Tokens from one window's start to the next; None for no overlap.
+        vocab_size: Rows of the model's embedding; None if no token can lie beyond them.
 
     Raises:
-        UsageError: The text is missing, empty, binary, not UTF-8 or too short, or a number is out of range.
+        UsageError: The text is missing, empty, binary, not UTF-8, too short, or holds a token that the model has no
+            embedding of; or a number is out of range.
     """
     if length < 2:
         raise UsageError(f"a window must hold at least 2 tokens, not {length}")
@@ -87,9 +95,11 @@ def text_windows(
         firsts.append(first - start + len(bos))
         sizes.append(len(text[ends[first - 1] if first else 0 : ends[stop - 1]].encode()))
         done = stop
+    cut = torch.from_numpy(np.array(rows, np.int64))
+    check_ids(cut, tokenizer, vocab_size, where=f"the text {name}")
     return TextWindows(
         Path(name).name,
-        torch.from_numpy(np.array(rows, np.int64)),
+        cut,
         tuple(firsts),
         tuple(sizes),
         step,

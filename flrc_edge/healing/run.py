@@ -119,6 +119,7 @@ def heal(
         settings.texts,
         length=min(settings.window, content.model.context_length),
         validation=settings.validation_windows,
+        vocab_size=content.model.vocab_size,
     )
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     arithmetic = Arithmetic.of(settings.precision, accelerator.device)

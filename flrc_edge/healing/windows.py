@@ -45,7 +45,12 @@ class TrainingWindows:
 
 
 def training_windows(
-    tokenizer: Any, texts: Sequence[WeightedText], *, length: int, validation: int
+    tokenizer: Any,
+    texts: Sequence[WeightedText],
+    *,
+    length: int,
+    validation: int,
+    vocab_size: int | None = None,
 ) -> TrainingWindows:
     """Cut texts into windows, and set some of each aside.
 
@@ -54,6 +59,7 @@ def training_windows(
         texts: Built-in names, files or folders, with weights.
         length: Tokens a window.
         validation: Windows to set aside in all, spread over each text; at least one of each.
+        vocab_size: Rows of the model's embedding; see :func:`flrc_edge.texts.token_windows`.
 
     Raises:
         UsageError: A text is missing, unreadable or shorter than two windows.
@@ -62,7 +68,7 @@ def training_windows(
     train, held = list[Tensor](), list[Tensor]()
     sources: list[TextSource] = []
     for text in texts:
-        found = token_windows(tokenizer, (text,), windows=None, length=length)
+        found = token_windows(tokenizer, (text,), windows=None, length=length, vocab_size=vocab_size)
         count = len(found.ids)
         if count < 2:
             raise UsageError(

@@ -275,7 +275,6 @@ def test_real_models(java: Callable[..., Any], real_cache: Path, name: str) -> N
             "is empty",
         ),
         ({"normalizer": {"type": "Prepend", "prepend": ""}}, "normalizer of type Prepend"),
-        ({"truncation": {"max_length": 9}}, "truncation is set"),
         ({"pre_tokenizer": METASPACE | {"prepend_scheme": "last"}}, "pre_tokenizer of type Metaspace"),
         (
             {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "add_prefix_space": False}},

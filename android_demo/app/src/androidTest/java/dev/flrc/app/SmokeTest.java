@@ -57,7 +57,7 @@ public final class SmokeTest {
                 Decoder decoder = new Decoder(sessions, 128)) {
             int[] prompt = tokenizer.encode("Once upon a time", true);
             StagePolicy policy = StagePolicy.schedule(manifest);
-            Answer answer = new Answer(manifest, decoder, tokenizer, prompt, Sampling.GREEDY, policy, TOKENS);
+            Answer answer = new Answer(manifest, decoder, tokenizer, prompt, true, Sampling.GREEDY, policy, TOKENS);
             int tokens = 0;
             StringBuilder text = new StringBuilder();
             for (Answer.Token token = answer.next(); token != null; token = answer.next()) {

@@ -73,7 +73,7 @@ public final class DecoderCheck {
         Sampling sampling = Sampling.of(asked.real("temperature"), asked.count("top_k", 0), asked.real("top_p"),
             asked.real("repetition_penalty"), asked.whole("seed", 0, Long.MAX_VALUE));
         StagePolicy policy = script.length == 0 ? StagePolicy.schedule(manifest) : StagePolicy.scripted(script);
-        Answer answer = new Answer(manifest, decoder, tokenizer, tokenizer.encode(asked.text("prompt"), true), sampling,
+        Answer answer = new Answer(manifest, decoder, tokenizer, tokenizer.encode(asked.text("prompt"), true), true, sampling,
             policy, asked.count("max_tokens", 1));
         List<Object> ids = new ArrayList<>();
         List<Object> stages = new ArrayList<>();

@@ -7,14 +7,28 @@ import java.util.List;
 /** Token ids to text as they come: decodes from a few tokens back and holds back incomplete characters. */
 public final class Detokenizer {
     private static final String REPLACEMENT = "\uFFFD";
+    private static final int BACK = 64; // tokens of what is gone on from that are looked at, at most
 
     private final Tokenizer tokenizer;
     private List<Integer> window = new ArrayList<>();
     private String emitted = ""; // text of the window that is out already
     private int fresh; // ids at the end of the window whose text is not
 
-    public Detokenizer(Tokenizer tokenizer) {
+    /**
+     * @param before ids of the text that is gone on from; none where a text of its own begins, as an answer in a chat
+     */
+    public Detokenizer(Tokenizer tokenizer, int[] before) {
         this.tokenizer = tokenizer;
+        // The last ids that have a text, from where no run of bytes is cut.
+        for (int i = before.length - 1; i >= Math.max(0, before.length - BACK); i--) {
+            window.add(0, before[i]);
+            if (!tokenizer.isByte(before[i])) {
+                emitted = decode(window);
+                if (!emitted.trim().isEmpty()) {
+                    return;
+                }
+            }
+        }
     }
 
     /** The text that is certain after one more token, perhaps none. */

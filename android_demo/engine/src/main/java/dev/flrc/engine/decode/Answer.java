@@ -47,10 +47,11 @@ public final class Answer {
 
     /**
      * @param decoder holds the first tokens of the prompt, perhaps none; the rest is read at the first token
+     * @param goesOn whether the answer goes on with the text of the prompt, or is a text of its own as in a chat
      * @param maxTokens of the answer; fewer if the context is full before
      */
-    public Answer(Manifest manifest, Decoder decoder, Tokenizer tokenizer, int[] prompt, Sampling sampling,
-        StagePolicy policy, int maxTokens) throws FlrcException {
+    public Answer(Manifest manifest, Decoder decoder, Tokenizer tokenizer, int[] prompt, boolean goesOn,
+        Sampling sampling, StagePolicy policy, int maxTokens) throws FlrcException {
         if (prompt.length == 0) {
             throw new FlrcException("the prompt holds no token");
         }
@@ -68,7 +69,7 @@ public final class Answer {
         }
         this.decoder = decoder;
         this.sampler = new Sampler(sampling, prompt);
-        this.detokenizer = new Detokenizer(tokenizer);
+        this.detokenizer = new Detokenizer(tokenizer, goesOn ? prompt : new int[0]);
         this.policy = policy;
         this.prompt = prompt;
         this.ends = manifest.eosTokenIds;

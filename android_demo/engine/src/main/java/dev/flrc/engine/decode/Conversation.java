@@ -73,7 +73,7 @@ public final class Conversation {
         while (common < Math.min(held, prompt.length - 1) && ids[common] == prompt[common]) {
             common++;
         }
-        Answer answer = new Answer(manifest, decoder, tokenizer, prompt, sampling, policy, maxTokens);
+        Answer answer = new Answer(manifest, decoder, tokenizer, prompt, frames == null, sampling, policy, maxTokens);
         decoder.rollback(common); // an answer that is refused changes nothing
         reused = common;
         question = asked;

@@ -92,13 +92,7 @@ public final class Tokenizer {
                 case "model":
                     model = BpeReader.read(in);
                     break;
-                case "truncation":
-                case "padding":
-                    if (in.value() != null) {
-                        throw in.error(name + " is set, which is not handled");
-                    }
-                    break;
-                default:
+                default: // truncation and padding among them, which the Python runtime switches off, too
                     in.value();
             }
         }
