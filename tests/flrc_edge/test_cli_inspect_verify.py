@@ -34,9 +34,10 @@ def test_inspect(folder: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"{folder.name} of stories260k (llama, 0.3 M parameters), ")
     assert f"allocator {content.plan.allocator}, factors two-sided" in lines[1]
-    assert lines[2].startswith("calibrated on ") and "tokens), seed 0" in lines[2]
-    assert lines[3].startswith("decoding ")
-    stages = lines[4:]
+    assert lines[2] == "answers end at </s> (2)"
+    assert lines[3].startswith("calibrated on ") and "tokens), seed 0" in lines[3]
+    assert lines[4].startswith("decoding ")
+    stages = lines[5:]
     assert len(stages) == 3
     of_token = [content.schedule.stage_at(t) for t in range(content.model.context_length)]
     for s, line in enumerate(stages):
@@ -47,7 +48,7 @@ def test_inspect(folder: Path) -> None:
 
 
 def test_inspect_ranks(folder: Path) -> None:
-    lines = run("inspect", folder, "--ranks").stdout.splitlines()[7:]
+    lines = run("inspect", folder, "--ranks").stdout.splitlines()[8:]
     plan = manifest.read(folder).plan
     assert len(lines) == len(plan.projections) == 35
     for line, p in zip(lines, plan.projections, strict=True):

@@ -124,7 +124,7 @@ def test_messages_are_written_as_the_chat_template_says(stories: Path, tmp_path:
     chatty.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     assert read_text(str(path), chatty) == "<user>Hi<assistant>Helloplain\n\n"
     chatty.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(UsageError, match=r"the chat template refuses a line of .*: roles must alternate"):
+    with pytest.raises(UsageError, match=r"line 1: the chat template refuses the messages: roles must alternate"):
         read_text(str(path), chatty)
 
 
@@ -153,13 +153,15 @@ def test_calibration_and_heldout_texts_share_no_line() -> None:
         ("a.txt", b" \n\t ", "the text {} is empty"),
         ("a.txt", b"ab\x00c", "the text {} looks binary"),
         ("a.txt", b"\xff\xfeab", "the text {} is not UTF-8"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": ', "{} must hold one JSON object with a field 'text'"),
-        ("a.jsonl", b'{"content": "a"}', "{} must hold one JSON object with a field 'text'"),
-        ("a.jsonl", b'{"text": 3}', "{} must hold one JSON object with a field 'text'"),
-        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "{} must hold one JSON object"),
-        ("a.jsonl", b'{"messages": "hi"}', "{} must hold one JSON object"),
-        ("a.jsonl", b"[1]", "{} must hold one JSON object with a field 'text'"),
-        ("a.jsonl", b"3", "{} must hold one JSON object with a field 'text'"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": ', "{}, line 3 is no JSON"),
+        ("a.jsonl", b'{"content": "a"}', "{}, line 1 must be a JSON object with a field 'text'"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 3}', "{}, line 2 must be a JSON object with a field 'text'"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "{}, line 1: the content of a message is no text"),
+        ("a.jsonl", b'{"messages": [{"content": "a"}]}', "{}, line 1: 'messages' must be a list of objects"),
+        ("a.jsonl", b'{"messages": [{"role": "user", "content": 3}]}', "{}, line 1: the content of a message"),
+        ("a.jsonl", b'{"messages": "hi"}', "{}, line 1: 'messages' must be a list of objects"),
+        ("a.jsonl", b"[1]", "{}, line 1 must be a JSON object with a field 'text'"),
+        ("a.jsonl", b"3", "{}, line 1 must be a JSON object with a field 'text'"),
     ],
 )
 def test_wrong_files(tmp_path: Path, file: str, content: bytes, message: str) -> None:
