@@ -227,6 +227,5 @@ def _closing_token(tokenizer: PreTrainedTokenizerFast) -> int | None:
     except Exception:  # what a stranger's template raises
         return None
     behind = str(text).partition(mark)[2].lstrip()
-    special = sorted(tokenizer.get_added_vocab().items(), key=lambda item: -len(item[0]))
-    found = next((i for token, i in special if behind.startswith(token)), None)
-    return found if found in tokenizer.all_special_ids else None
+    added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: -len(item[1].content))
+    return next((i for i, token in added if token.special and behind.startswith(token.content)), None)

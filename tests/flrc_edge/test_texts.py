@@ -124,7 +124,9 @@ def test_messages_are_written_as_the_chat_template_says(stories: Path, tmp_path:
     chatty.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     assert read_text(str(path), chatty) == "<user>Hi<assistant>Helloplain\n\n"
     chatty.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(UsageError, match=r"line 1: the chat template refuses the messages: roles must alternate"):
+    with pytest.raises(
+        UsageError, match=r"line 1: the chat template refuses the messages: roles must alternate"
+    ):
         read_text(str(path), chatty)
 
 
@@ -158,7 +160,11 @@ def test_calibration_and_heldout_texts_share_no_line() -> None:
         ("a.jsonl", b'{"text": "a"}\n{"text": 3}', "{}, line 2 must be a JSON object with a field 'text'"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}', "{}, line 1: the content of a message is no text"),
         ("a.jsonl", b'{"messages": [{"content": "a"}]}', "{}, line 1: 'messages' must be a list of objects"),
-        ("a.jsonl", b'{"messages": [{"role": "user", "content": 3}]}', "{}, line 1: the content of a message"),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": 3}]}',
+            "{}, line 1: the content of a message",
+        ),
         ("a.jsonl", b'{"messages": "hi"}', "{}, line 1: 'messages' must be a list of objects"),
         ("a.jsonl", b"[1]", "{}, line 1 must be a JSON object with a field 'text'"),
         ("a.jsonl", b"3", "{}, line 1 must be a JSON object with a field 'text'"),
