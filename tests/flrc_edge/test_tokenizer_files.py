@@ -213,6 +213,7 @@ tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 ids = tokenizer(texts)["input_ids"]
 print(json.dumps({"ids": ids, "texts": [tokenizer.decode(i, skip_special_tokens=True) for i in ids]}))
 """
+    differ = []
     for kind, vocabulary in vocabularies.items():
         for name, edits in SOURCES.items():
             place = tmp_path / kind / name.replace("/", "-")
@@ -229,9 +230,13 @@ print(json.dumps({"ids": ids, "texts": [tokenizer.decode(i, skip_special_tokens=
             )
             runtime, found = Tokenizer.from_folder(folder), json.loads(done.stdout)
             assert found["ids"] == [runtime.encode(text) for text in TEXTS], (kind, name)
-            if name == "added_tokens.json":  # its tokenizers 0.22 takes a space from before a token that is normalized
-                continue
-            assert found["texts"] == [runtime.decode_start(ids) for ids in found["ids"]], (kind, name)
+            differ += [
+                (kind, name, text)
+                for text, ids, decoded in zip(TEXTS, found["ids"], found["texts"], strict=True)
+                # tokenizers 0.22, which transformers 4 has, takes a space from before an added token that is plain text
+                if decoded.replace(" ", "") != runtime.decode_start(ids).replace(" ", "")
+            ]
+    assert differ == []
 
 
 def test_templates(vocabularies: dict[str, Path], tmp_path: Path) -> None:
