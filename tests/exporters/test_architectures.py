@@ -208,3 +208,48 @@ def test_reading_a_configuration_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == 260_032
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_silent_fields_are_those_of_transformers(family: str) -> None:
+    """A config.json that says nothing but its family, and one without any single field."""
+    theirs = AutoConfig.for_model(family)
+    for name, value in FAMILIES[family].defaults.items():
+        # what it is before windows are switched on
+        switched = AutoConfig.for_model(family, use_sliding_window=True) if "window" in name else theirs
+        if name != "use_sliding_window":
+            assert getattr(switched, name) == value, name
+    ours = DecoderConfig.from_hf({"model_type": family})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(theirs)
+    assert ours.parameters() == sum(p.numel() for p in model.parameters())
+    assert ours.context_length == theirs.max_position_embeddings
+    if family != "llama":
+        types = getattr(theirs, "layer_types", None) or ["sliding_attention"] * theirs.num_hidden_layers
+        assert [bool(layer.window) for layer in ours.layers] == [t == "sliding_attention" for t in types]
+    base = {**(GEMMA if family == "gemma3_text" else LLAMA), "num_attention_heads": 32, "model_type": family}
+    for name, value in FAMILIES[family].defaults.items():
+        silent = {k: v for k, v in base.items() if k != name}
+        assert DecoderConfig.from_hf(silent) == DecoderConfig.from_hf({**base, name: value}), name
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_sliding_window": True, "num_hidden_layers": 32},
+        {"use_sliding_window": True, "num_hidden_layers": 3, "max_window_layers": 1, "sliding_window": 7},
+        {"use_sliding_window": False, "num_hidden_layers": 3, "max_window_layers": 1, "sliding_window": 7},
+        {
+            "use_sliding_window": True,
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "max_window_layers": 0,
+        },
+    ],
+)
+def test_layer_types_against_windows(family: str, fields: dict[str, Any]) -> None:
+    theirs = AutoConfig.for_model(family, **fields)
+    ours = DecoderConfig.from_hf({**LLAMA, "model_type": family, **fields})
+    wanted = [theirs.sliding_window if t == "sliding_attention" else 0 for t in theirs.layer_types]
+    assert [layer.window for layer in ours.layers] == wanted

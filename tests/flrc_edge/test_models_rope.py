@@ -104,11 +104,77 @@ def test_layer_types_without_a_pattern_are_kept() -> None:
             r"rope_scaling\.factor 2 and rope_parameters\.factor 4 disagree",
         ),
         ({"rope_theta": "many"}, "must be positive"),
+        ({"rope_scaling": {"type": "default", "rope_theta": 1e5}, "rope_theta": 1e4}, "disagree"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
+        ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 64}, "disagree"),
     ],
 )
 def test_spellings_that_disagree(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         normalized_config({"model_type": "llama", **fields})
+
+
+LLAMA3_ALONE = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
+RARE: dict[str, tuple[str, dict[str, Any]]] = {
+    "silent": ("llama", {}),
+    "null": ("llama", {"rope_scaling": None, "rope_parameters": None, "rope_theta": 2e4}),
+    "empty": ("llama", {"rope_scaling": {}, "rope_parameters": {}, "rope_theta": 2e4}),
+    "theta in rope_scaling": ("llama", {"rope_scaling": {"rope_type": "default", "rope_theta": 3e5}}),
+    "theta and factor in rope_scaling": (
+        "llama",
+        {"rope_scaling": {"type": "linear", "factor": 3.0, "rope_theta": 3e5}},
+    ),
+    "theta twice": ("llama", {"rope_scaling": {"type": "default", "rope_theta": 3e5}, "rope_theta": 3e5}),
+    "theta beside rope_parameters": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 3e5},
+    ),
+    "factor without a type": ("llama", {"rope_scaling": {"factor": 2.0}, "rope_theta": 2e4}),
+    "original beside": ("llama", {"rope_scaling": LLAMA3_ALONE, "original_max_position_embeddings": 64}),
+    "original nowhere": ("llama", {"rope_scaling": LLAMA3_ALONE}),
+    "original of another type": ("llama", {"original_max_position_embeddings": 64}),
+    "gemma, silent": ("gemma3_text", {}),
+    "gemma, one kind alone": (
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0}}, "rope_theta": 3e5},
+    ),
+    "gemma, theta in rope_scaling": (
+        "gemma3_text",
+        {
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e5},
+            "rope_local_base_freq": 5e3,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", list(RARE))
+def test_rare_spellings_are_read_as_transformers_reads_them(
+    spelling: str, copied_model: Callable[..., Path]
+) -> None:
+    import transformers
+
+    family, fields = RARE[spelling]
+    folder = copied_model(family)
+    config = json.loads((folder / "config.json").read_text())
+    kept = {k: v for k, v in config.items() if k not in (*OLD, "rope_parameters")}
+    (folder / "config.json").write_text(json.dumps({**kept, **fields}))
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        expected = theirs(IDS).logits
+    assert torch.allclose(logits(folder), expected, atol=1e-4 * float(expected.abs().max()))
+    ours = open_model(str(folder)).decoder
+    for kind, layer in (("full_attention", ours.layers[-1]), ("sliding_attention", ours.layers[0])):
+        rotary = theirs.model.rotary_emb
+        frequencies = getattr(rotary, f"{kind}_inv_freq") if family == "gemma3_text" else rotary.inv_freq
+        found = torch.tensor(layer.rope.inverse_frequencies(ours.head_dim))
+        assert torch.allclose(found, frequencies, rtol=1e-5)
+
+
+def test_one_embedding_for_two_kinds_of_layers_is_refused() -> None:
+    """transformers takes no notice of it, whatever it says."""
+    with pytest.raises(UnsupportedModelError, match="must name full_attention and sliding_attention"):
+        normalized_config({"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 3e5}})
 
 
 OTHER_VERSION = """
