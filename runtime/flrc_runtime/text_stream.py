@@ -31,16 +31,11 @@ class Detokenizer:
 
     def _end_of(self, before: Sequence[int]) -> tuple[list[int], str]:
         """Return the last ids that have a text, from where no run of bytes is cut, and that text."""
-        text = ""
-        for start in range(len(before) - 1, max(len(before) - _BACK, 0) - 1, -1):
-            if before[start] in self._tokenizer.byte_ids:
-                continue
-            text = self._tokenizer.decode_start(before[start:])
-            if text.strip():
-                break
-        else:
-            start = max(len(before) - _BACK, 0)
-        window = list(before[start:])
+        least = max(len(before) - _BACK, 0)
+        starts = (i for i in range(len(before) - 1, least, -1) if before[i] not in self._tokenizer.byte_ids)
+        texts = ((i, self._tokenizer.decode_start(before[i:])) for i in starts)
+        start = next((i for i, text in texts if text.replace(_REPLACEMENT, "").strip()), least)
+        window, text = list(before[start:]), self._tokenizer.decode_start(before[start:])
         return window, text.rstrip(_REPLACEMENT) if self._ends_amid_a_character(window) else text
 
     def _ends_amid_a_character(self, ids: Sequence[int]) -> bool:

@@ -238,6 +238,42 @@ def test_splits_are_those_of_the_library(
     assert check(java, changed(path, pre_tokenizer=split), count=300) >= 900
 
 
+@pytest.mark.parametrize("kind", ["stories260k", "smollm2"])
+def test_tokens_that_other_files_name(java: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+    """What tokenizer_config.json or added_tokens.json says is in the one file that this engine reads."""
+    from transformers import PreTrainedTokenizerFast
+
+    from flrc_edge.tokenizer_files import open_tokenizer, save_tokenizer
+
+    source, folder = tmp_path / "source", tmp_path / "written"
+    source.mkdir()
+    folder.mkdir()
+    if kind == "stories260k":
+        (source / "tokenizer.json").write_text(STORIES.read_text("utf-8"), "utf-8")
+    else:
+        trained(kind, source / "tokenizer.json")
+    size = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json")).get_vocab_size()
+    flags = dict.fromkeys(("single_word", "lstrip", "normalized"), False)
+    token = {**flags, "content": "<|end|>", "rstrip": True, "special": True}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {str(size): token}}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    save_tokenizer(open_tokenizer(source), folder)
+    (source / "tokenizer_config.json").write_text("{}")
+    (source / "added_tokens.json").write_text(json.dumps({"<tool>": size}))
+    more = tmp_path / "more"
+    more.mkdir()
+    save_tokenizer(open_tokenizer(source), more)
+    for place, name in ((folder, "<|end|>"), (more, "<tool>")):
+        assert check(java, place / "tokenizer.json") >= 2000
+        asked = json.dumps(f"Once {name}  upon{name}")
+        (answer,) = [
+            json.loads(line)
+            for line in java("TokenizerCheck", place / "tokenizer.json", stdin=asked).stdout.splitlines()
+        ]
+        wanted: Any = PreTrainedTokenizerFast.from_pretrained(place)(f"Once {name}  upon{name}")["input_ids"]
+        assert answer["special"] == wanted and size in wanted
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["smollm2-135m", "gemma-3-270m", "qwen2.5-coder-0.5b"])
 def test_real_models(java: Callable[..., Any], real_cache: Path, name: str) -> None:

@@ -227,6 +227,47 @@ def test_completions(served: Served, alone: Model) -> None:
     assert "".join(p.choices[0].text for p in pieces) == expected
 
 
+def test_a_request_that_names_no_model_gets_the_only_one(served: Served) -> None:
+    for path, body in (
+        ("/v1/chat/completions", chat()),
+        ("/v1/completions", {"prompt": PROMPT, "max_tokens": 3}),
+    ):
+        body.pop("model", None)
+        status, _, answer = served.post(path, body)
+        assert (status, answer["model"]) == (200, "stories260k")
+
+
+def test_a_huge_prompt_holds_up_nobody(served: Served) -> None:
+    """It is refused for what it is; what may fit is read beside other requests (tests/runtime/test_tokenizer.py)."""
+    long = "once upon " * 390_000
+    chats = chat(long)
+    with ThreadPoolExecutor(2) as threads:
+        for path, body in (("/v1/completions", {"prompt": long}), ("/v1/chat/completions", chats)):
+            asked = threads.submit(served.post, path, body)
+            while not asked.done():
+                assert json.loads(served.get("/health")[1])["status"] == "ok"
+            status, _, answer = asked.result()
+            assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+            assert "at least 1" in answer["error"]["message"]
+
+
+def test_tokens_of_log_probabilities_put_together_are_the_text(served: Served, alone: Model) -> None:
+    for prompt in (PROMPT, alone.tokenizer.encode("Lily liked 日")[:-1]):  # the second ends amid a character
+        body = {"prompt": prompt, "max_tokens": 8, "logprobs": 20, "temperature": 1.5, "seed": 3}
+        status, _, answer = served.post("/v1/completions", body)
+        assert status == 200
+        found = answer["choices"][0]["logprobs"]
+        assert all(len(top) == 20 for top in found["top_logprobs"])  # none lost to one of the same text
+    status, _, answer = served.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 8, "logprobs": 0})
+    choice = answer["choices"][0]
+    assert "".join(choice["logprobs"]["tokens"]) == choice["text"] and choice["text"].startswith(",")
+    spoken = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8, "logprobs": True}
+    status, _, answer = served.post("/v1/chat/completions", spoken)
+    content = answer["choices"][0]["logprobs"]["content"]
+    data = b"".join(bytes(c["bytes"]) for c in content)
+    assert data.decode().removeprefix(" ") == answer["choices"][0]["message"]["content"]
+
+
 def test_log_probabilities(served: Served, alone: Model) -> None:
     import numpy as np
 
