@@ -7,6 +7,7 @@ which transformers 4 and 5, the runtime and the Java engine each find all of it.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flrc_runtime.chat_template import ChatTemplate
 from flrc_runtime.errors import FlrcError, FormatError, UnsupportedModelError
-from flrc_runtime.files import read_json, write_json
+from flrc_runtime.files import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -194,12 +195,15 @@ def _flag_special(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     from tokenizers import AddedToken
 
     backend = tokenizer.backend_tokenizer
-    raw = read_json(folder / TOKENIZER)
-    listed = raw.get("added_tokens") if isinstance(raw, dict) else None
-    flagged = {t.get("id") for t in listed or () if isinstance(t, dict) and t.get("special")}
-    flagged |= set(tokenizer.all_special_ids)
-    for number, token in backend.get_added_tokens_decoder().items():
-        if number in flagged and not token.special:
+    listed = (
+        json.loads((folder / TOKENIZER).read_bytes()).get("added_tokens") or ()
+    )  # the library has read it
+    flagged = {
+        token["content"] for token in listed if token.get("special")
+    }  # the library numbers them itself
+    flagged |= set(tokenizer.all_special_tokens)
+    for token in backend.get_added_tokens_decoder().values():
+        if token.content in flagged and not token.special:
             backend.add_special_tokens(
                 [
                     AddedToken(

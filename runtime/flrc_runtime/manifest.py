@@ -402,6 +402,13 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     return sealed
 
 
+_MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+def _article(kind: Kind | None) -> str:
+    return "a checkpoint or bundle" if kind is None else f"a {KIND_NAMES[kind]}"
+
+
 def parse(folder: Path, kind: Kind | None = None) -> Manifest:
     """Read ``flrc.json`` alone; the files it names need not be there.
 
@@ -416,6 +423,11 @@ def parse(folder: Path, kind: Kind | None = None) -> Manifest:
     """
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder", hint="give the folder that compress or export wrote")
+    if not (folder / FILE_NAME).exists() and any((folder / name).is_file() for name in _MODEL_FILES):
+        raise FormatError(
+            f"{folder.name} is a Hugging Face model, not {_article(kind)}",
+            hint=f"flrc-edge compress {folder} -o CHECKPOINT, then flrc-edge export CHECKPOINT -o BUNDLE",
+        )
     if (folder / FILE_NAME).is_symlink():
         raise FormatError(f"{folder.name}: {FILE_NAME} is a link")
     raw = read_json(folder / FILE_NAME)

@@ -387,3 +387,14 @@ def test_a_genai_file_that_disagrees(copied: Path, part: tuple[str, ...], field:
     seal(copied, manifest.parse(copied))  # as a hostile writer would: every checksum is right
     with pytest.raises(VerificationError, match=r"copy: genai_config\.json (says|names) "):
         manifest.verify(copied)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [("bundle", "a bundle"), ("checkpoint", "a checkpoint"), (None, "a checkpoint or bundle")],
+)
+def test_a_model_that_was_not_compressed_is_named(tmp_path: Path, kind: Any, named: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(FormatError, match=f"is a Hugging Face model, not {named}") as caught:
+        manifest.read(tmp_path, kind)
+    assert caught.value.hint is not None and caught.value.hint.startswith("flrc-edge compress")
