@@ -131,7 +131,8 @@ class Sampler:
         token = draft
         if not accepted:
             rest = np.maximum(wanted - chances, 0)
-            token = self._drawn(rest / rest.sum())
+            total = rest.sum()  # 0 where only rounding made the draft likelier than the verifier has it
+            token = self._drawn(rest / total if total > 0 else wanted)
         self._note(token)
         return token, bool(accepted)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flrc_runtime import FixedStage, NumericalError, Sampling, Speculation, UsageError, generate, load
@@ -63,7 +64,13 @@ def test_the_cache_holds_stage_0_after_every_round(model: Model) -> None:
     assert 0 < speculator.kept < speculator.drafted  # stage 1 is another model
 
 
+# Float32 logits whose probabilities differ in the last bit of one token, which no other token has instead.
+ALMOST, EQUAL = [0.0, 0.0, 0.0, 0.0, -2.2e-16], [0.0] * 5
+
+
 @given(st.lists(st.floats(-4, 4), min_size=5, max_size=5), st.lists(st.floats(-4, 4), min_size=5, max_size=5))
+@example(p=ALMOST, q=EQUAL)
+@example(p=EQUAL, q=ALMOST)
 def test_a_verified_draft_is_distributed_as_the_verifier(p: list[float], q: list[float]) -> None:
     """Summed over all drafts and both outcomes, by the numbers that decide them."""
     wanted, drafting = np.array(p, np.float32), np.array(q, np.float32)
@@ -76,8 +83,21 @@ def test_a_verified_draft_is_distributed_as_the_verifier(p: list[float], q: list
         total[draft] += chances[draft] * kept
         if kept < 1:
             rest = np.maximum(target - chances, 0)
-            total += chances[draft] * (1 - kept) * rest / rest.sum()
+            total += chances[draft] * (1 - kept) * (rest / rest.sum() if rest.any() else target)
     np.testing.assert_allclose(total, target, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_draft_that_only_rounding_refuses_is_drawn_anew() -> None:
+    sampler, wanted = Sampler(Sampling(temperature=0.8)), np.array(EQUAL, np.float32)
+    target = sampler._chances(wanted)
+    draft, chances = 4, target.copy()
+    chances[draft] = np.nextafter(target[draft], 1)
+    numbers = iter([1 - 2**-53, 0.6])  # the largest there is: only this one refuses
+    sampler._random = SimpleNamespace(random=lambda: next(numbers))  # type: ignore[assignment]
+    token, accepted = sampler.verified(wanted, draft, chances, stage=0, position=0)
+    assert not accepted
+    assert token == np.searchsorted(np.cumsum(target), 0.6, side="right")
 
 
 def test_drawn_tokens_have_the_frequencies_of_stage_0() -> None:
