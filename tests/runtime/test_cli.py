@@ -1,6 +1,7 @@
 """The commands generate and pack."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +24,20 @@ def run(*arguments: object, **options: object):
     return CliRunner().invoke(group, [str(a) for a in arguments], **options)
 
 
-def test_generate_streams_text_and_tells_speed(bundle) -> None:
+def test_generate_streams_text_and_tells_speed(bundle, tmp_path) -> None:
     # a process of its own: logging is set up once for stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "flrc_edge", "generate", bundle.folder, PROMPT, "--max-tokens", "20"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.startswith(", there was a little girl named")
-    assert done.stderr.startswith("20 tokens (stage 0: 8, stage 1: 12); prompt 5 tokens at ")
+    command = [sys.executable, "-m", "flrc_edge", "generate", bundle.folder, PROMPT, "--max-tokens", "20"]
+    environment = os.environ | {"FLRC_EDGE_CACHE": str(tmp_path)}
+    said = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout.startswith(", there was a little girl named")
+        said.append(done.stderr.splitlines())
+    first, then = said
+    assert len(then) == 1
+    for line in (first[-1], then[0]):
+        assert line.startswith("20 tokens (stage 0: 8, stage 1: 12); prompt 5 tokens at ")
+    assert {line.split(":")[0] for line in first[:-1]} == {"Packing"}  # the first run alone
 
 
 def test_generate_json(bundle) -> None:
