@@ -92,12 +92,12 @@ def check_export(zygote: Any, folder: Path, every: int) -> dict[str, int]:
 
 
 def test_some_of_compress(zygote: Any, tmp_path: Path) -> None:
-    print(found := check_compress(zygote, tmp_path, 19))
+    print(found := check_compress(zygote, tmp_path, 29))
     assert found["refused"] and found["tolerated"]
 
 
 def test_some_of_export(zygote: Any, tmp_path: Path) -> None:
-    print(found := check_export(zygote, tmp_path / "export", 3))
+    print(found := check_export(zygote, tmp_path / "export", 7))
     assert found["refused"]
 
 

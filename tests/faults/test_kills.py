@@ -57,7 +57,7 @@ def check_compress(zygote: Any, folder: Path, kills: int, seed: int) -> dict[str
 
 
 def test_compress(zygote: Any, tmp_path: Path) -> None:
-    found = check_compress(zygote, tmp_path, 12, seed=0)
+    found = check_compress(zygote, tmp_path, 8, seed=0)
     print(found)
     assert found["gone on"] > 0
 

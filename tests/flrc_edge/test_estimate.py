@@ -30,6 +30,9 @@ LLAMA = {
 LLAMA_8B = LLAMA | {
     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
 }  # fmt: skip
+LLAMA_1B = LLAMA | {
+    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+}  # fmt: skip
 LLAMA_70B = LLAMA | {
     "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
 }  # fmt: skip
@@ -174,7 +177,7 @@ def test_largest_keep() -> None:
 def test_command_on_a_configuration_alone(tmp_path: Path) -> None:
     path = tmp_path / "llama" / "config.json"
     path.parent.mkdir()
-    path.write_text(json.dumps(LLAMA_8B))
+    path.write_text(json.dumps(LLAMA_1B))
     found = json.loads(run(path, "--keep", ".8", "--json").stdout)
     assert found["model"] == "llama" and found["stages"][0]["keep"] == pytest.approx(0.8, abs=0.005)
     assert found["compress"]["memory_bytes"] > 4 * found["parameters"]
@@ -232,10 +235,16 @@ def test_check_compresses_and_keeps_other_models(tmp_path: Path) -> None:
     assert (point["model"], point["tokens"], point["parameters"]) == ("stories260k", 1024, 260032)
     assert point["seconds"]["calibrate"] > 0 and 2e8 < point["peak_bytes"] < 3e9
     other = json.loads(saved.read_text())
-    other["cost"]["compress"]["points"][0] |= {"model": "another", "parameters": 7}
+    (kept,) = other["cost"]["compress"]["points"]
+    other["cost"]["compress"]["points"] = [
+        kept | {"peak_bytes": 1},
+        kept | {"model": "another", "parameters": 7},
+        kept | {"tokens": 2048},
+    ]
     saved.write_text(json.dumps(other))
-    assert run(stories, "--check", "1024,2048", "--save", saved).exit_code == 0
+    assert run(stories, "--check", "1024", "--save", saved).exit_code == 0
     points = json.loads(saved.read_text())["cost"]["compress"]["points"]
+    assert points[1]["peak_bytes"] > 1
     assert [(p["model"], p["tokens"]) for p in points] == [
         ("another", 1024), ("stories260k", 1024), ("stories260k", 2048),
     ]  # fmt: skip

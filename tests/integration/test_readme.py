@@ -13,8 +13,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "tests" / "data" / "stories260k"
-# What a model of 64 features and 512 positions needs.
-SMALL = ["--tokens", "2048", "--window", "256", "--rank-step", "8"]
+# What a model of 64 features and 512 positions needs, and fewer repetitions of what is measured.
+SMALL = {
+    "compress": ["--tokens", "2048", "--window", "256", "--rank-step", "8"],
+    "bench": ["-p", "16", "-n", "16", "-r", "1"],
+    "eval": ["--windows", "1"],
+}
 # A download, and what waits for someone: stories260k cannot chat, see tests/runtime/test_chat.py and test_server.py.
 NOT_RUN = {"pull", "chat", "serve"}
 
@@ -58,8 +62,7 @@ def test_commands_and_python(page: str, shown: set[str], tmp_path: Path) -> None
         if arguments[0] in NOT_RUN:
             continue
         arguments = [str(STORIES) if a == "smollm2-135m" else a for a in arguments]
-        if arguments[0] == "compress":
-            arguments += SMALL
+        arguments += SMALL.get(arguments[0], [])
         assert run("-m", "flrc_edge", *arguments).strip(), arguments
     for code in blocks(text, "python"):
         run("-c", code)
