@@ -34,7 +34,7 @@ def tools_folder() -> Path:
     """Return the folder of the fetched tools, there or not."""
     root = (
         os.environ.get("FLRC_EDGE_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flrc-edge"
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flrc-edge"
     )
     return Path(root) / "android" / f"onnxruntime-{ONNXRUNTIME}"
 
