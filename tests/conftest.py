@@ -1,16 +1,24 @@
-"""What all tests share: a cache folder of their own, and stories260k compressed and exported once."""
+"""What all tests share: a cache folder of their own, a process that each leaves as it was, and stories260k compressed
+and exported once.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
+# Every run explores, in CI too, where hypothesis alone would not; what fails is printed with what repeats it.
+hypothesis.settings.register_profile("flrc-edge", deadline=None, print_blob=True, derandomize=False)
+hypothesis.settings.load_profile("flrc-edge")
 # Before torch is imported: for models this small a second thread costs more than it does.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 STORIES = Path(__file__).parent / "data" / "stories260k"
@@ -24,6 +32,40 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLRC_EDGE_CACHE", str(folder))
         yield folder
+
+
+SET_BY_LIBRARIES = {"$PYTEST_CURRENT_TEST", "$ORT_LIB_PATH"}  # pytest; onnxruntime-genai, when it is imported
+
+
+def process() -> dict[str, Any]:
+    """Return what a test may not leave changed in this process: the next one on it is any other."""
+    found: dict[str, Any] = {f"${name}": value for name, value in os.environ.items()}
+    for name in SET_BY_LIBRARIES:
+        found.pop(name, None)
+    found |= {"folder": Path.cwd(), "recursion limit": sys.getrecursionlimit(), "sys.path": tuple(sys.path)}
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        found["torch"] = None
+        found["torch: threads"] = torch.get_num_threads()
+        found["torch: gradients"] = torch.is_grad_enabled()
+        found["torch: dtype"] = torch.get_default_dtype()
+    return found
+
+
+@pytest.fixture(autouse=True)
+def leaves_the_process_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that changes the process; what it logs and draws does not depend on the tests before it, either."""
+    for name in ("", "flrc_edge", "flrc_exporters", "flrc_runtime"):  # command lines set levels
+        logging.getLogger(name).setLevel(logging.WARNING if not name else logging.NOTSET)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(getattr(request.config.option, "randomly_seed", None) or 0)
+    before = process()
+    yield
+    after = process()
+    changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    if "torch" not in before:  # it was imported in the test
+        changed = [name for name in changed if not name.startswith("torch")]
+    assert not changed, f"this test left changed: {', '.join(changed)}"
 
 
 @pytest.fixture
