@@ -10,7 +10,10 @@ OPTIMUM := .venv-optimum
 PARALLEL ?= -n logical --maxprocesses 4 --dist worksteal
 SECONDS ?= 60
 
-.PHONY: demo test test-full test-oldest audit lint docs docs-cli docs-chat docs-report fuzz android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
+# Options of tests/needs.py: --install has Debian's packages installed, as root.
+NEEDS ?=
+
+.PHONY: demo test test-full test-needs test-oldest audit lint docs docs-cli docs-chat docs-report fuzz android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
 
 setup: $(VENV)/.ready
 
@@ -25,10 +28,15 @@ $(VENV)/.ready: pyproject.toml
 demo: setup
 	$(BIN)/flrc-edge demo -o $(OUT)/demo --overwrite
 
-test: setup
+# In a random order, whose seed is printed first: PYTEST_ADDOPTS=--randomly-seed=SEED make test repeats it.
+test: test-needs
 	$(BIN)/python -m pytest -m 'not full' $(PARALLEL)
 
-test-full: setup android-tools $(OPTIMUM)/.ready
+# What tests need beyond Python's packages, as far as it is to be had; says what cannot be run without.
+test-needs: setup
+	$(BIN)/python tests/needs.py $(NEEDS)
+
+test-full: test-needs $(OPTIMUM)/.ready
 	$(BIN)/flrc-edge pull smollm2-135m
 	$(BIN)/flrc-edge pull gemma-3-270m
 	$(BIN)/flrc-edge pull qwen2.5-coder-0.5b
