@@ -4,11 +4,13 @@ and exported once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,24 @@ def real_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
     return cache_folder()
 
 
+@contextmanager
+def unchanged(folder: Path, model: Any = None) -> Iterator[None]:
+    """Fail, after all tests, if one wrote to what they share: a folder's files, a model's weights."""
+
+    def content() -> dict[str, str]:
+        found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+        if model is not None:
+            state = {k: v.numpy().tobytes() for k, v in model.state_dict().items()}
+            found |= {k: hashlib.sha256(v).hexdigest() for k, v in state.items()}
+        return found
+
+    before = content()
+    yield
+    after = content()
+    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    assert not changed, f"a test changed what all share, {folder.name}: {', '.join(changed)}"
+
+
 @dataclass(frozen=True)
 class CompressedStories:
     """stories260k in three stages: settings, dense model, checkpoint folder and what ``compress`` returned."""
@@ -91,7 +111,7 @@ class CompressedStories:
 
 
 @pytest.fixture(scope="session")
-def compressed_stories(tmp_path_factory: pytest.TempPathFactory) -> CompressedStories:
+def compressed_stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CompressedStories]:
     """Compress stories260k with the defaults a model of 64 features allows; do not write there."""
     import torch
 
@@ -103,13 +123,15 @@ def compressed_stories(tmp_path_factory: pytest.TempPathFactory) -> CompressedSt
     source = flrc_edge.open_model(str(STORIES))
     settings = Settings(keep=(0.9, 0.8, 0.7), tokens=4096, window=256, rank_step=8)
     folder = tmp_path_factory.mktemp("stories") / "checkpoint"
-    return CompressedStories(settings, source, folder, compress(source, folder, settings))
+    manifest = compress(source, folder, settings)
+    with unchanged(folder, source.model):
+        yield CompressedStories(settings, source, folder, manifest)
 
 
 @pytest.fixture(scope="session")
 def pivoted_stories(
     compressed_stories: CompressedStories, tmp_path_factory: pytest.TempPathFactory
-) -> CompressedStories:
+) -> Iterator[CompressedStories]:
     """The same three keeps with pivoted storage, boundaries by hand; do not write there."""
     from dataclasses import replace
 
@@ -118,17 +140,22 @@ def pivoted_stories(
     settings = replace(compressed_stories.settings, storage="pivoted", boundaries=(8, 16))
     folder = tmp_path_factory.mktemp("pivoted") / "checkpoint"
     source = compressed_stories.source
-    return CompressedStories(settings, source, folder, compress(source, folder, settings))
+    manifest = compress(source, folder, settings)
+    with unchanged(folder):
+        yield CompressedStories(settings, source, folder, manifest)
 
 
 @pytest.fixture(scope="session")
-def stories_bundle(compressed_stories: CompressedStories, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stories_bundle(
+    compressed_stories: CompressedStories, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """The fp32 export of the three stages; do not write there."""
     from flrc_exporters.bundle import export
 
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
     export(compressed_stories.checkpoint, folder, dtype="fp32")
-    return folder
+    with unchanged(folder):
+        yield folder
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from flrc_runtime import load, manifest
 from flrc_runtime.engine import Model
+from tests.conftest import unchanged
 
 STORIES = Path(__file__).parents[1] / "data" / "stories260k"
 LESS = 16  # ranks stage 1 lacks: visibly another model, still English
@@ -25,7 +27,7 @@ class Stories:
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Stories:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stories]:
     """Two fp32 stages: all ranks, which is the model itself, and 16 ranks fewer in most projections."""
     import torch
 
@@ -56,9 +58,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Stories:
     folder = tmp_path_factory.mktemp("runtime")
     checkpoint.write(folder / "checkpoint", content, source=source, factors=factors)
     export(folder / "checkpoint", folder / "stories", dtype="fp32")
-    return Stories(
-        folder / "stories", tuple(flrc_edge.load(folder / "checkpoint", stage=stage) for stage in (0, 1))
-    )
+    stages = tuple(flrc_edge.load(folder / "checkpoint", stage=stage) for stage in (0, 1))
+    with unchanged(folder / "stories", stages[0]):
+        yield Stories(folder / "stories", stages)
 
 
 @pytest.fixture(scope="session")

@@ -405,7 +405,7 @@ def test_a_client_that_goes_away_ends_its_answer(slow: Served) -> None:
             slow.wait(lambda before=before: slow.metric("flrc_generated_tokens_total") >= before + 3)  # type: ignore[misc]
         begun = time.monotonic()
         answer = client.chat.completions.create(**chat(max_tokens=2))
-        assert answer.usage is not None and time.monotonic() - begun < 3  # not the 20 s of the first
+        assert answer.usage is not None and time.monotonic() - begun < 10  # not the 20 s of the first
         slow.wait(slow.idle)
         assert slow.metric("flrc_generated_tokens_total") < before + 60
         assert slow.metric("flrc_abandoned_answers_total") == abandoned + 1
