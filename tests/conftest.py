@@ -36,13 +36,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-SET_BY_LIBRARIES = {"$PYTEST_CURRENT_TEST", "$ORT_LIB_PATH"}  # pytest; onnxruntime-genai, when it is imported
+# Set by pytest; by onnxruntime-genai and torch's compiler when they are imported.
+NOT_OF_TESTS = {"$PYTEST_CURRENT_TEST", "$ORT_LIB_PATH", "$TORCHINDUCTOR_CACHE_DIR"}
 
 
 def process() -> dict[str, Any]:
     """Return what a test may not leave changed in this process: the next one on it is any other."""
     found: dict[str, Any] = {f"${name}": value for name, value in os.environ.items()}
-    for name in SET_BY_LIBRARIES:
+    for name in NOT_OF_TESTS:
         found.pop(name, None)
     found |= {"folder": Path.cwd(), "recursion limit": sys.getrecursionlimit(), "sys.path": tuple(sys.path)}
     if "torch" in sys.modules:
