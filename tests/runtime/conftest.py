@@ -59,6 +59,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stories]:
     checkpoint.write(folder / "checkpoint", content, source=source, factors=factors)
     export(folder / "checkpoint", folder / "stories", dtype="fp32")
     stages = tuple(flrc_edge.load(folder / "checkpoint", stage=stage) for stage in (0, 1))
+    load(
+        folder / "stories", threads=1
+    )  # packed, as after the first use: no test sees that it was before or after
     with unchanged(folder / "stories", stages[0]):
         yield Stories(folder / "stories", stages)
 
@@ -76,6 +79,7 @@ def talking(bundle: Stories, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(bundle.folder, folder)
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
     manifest.seal(folder, manifest.read(folder))
+    load(folder, threads=1)  # packed, too
     return folder
 
 

@@ -27,7 +27,7 @@ def run(*arguments: object, **options: object):
 def test_generate_streams_text_and_tells_speed(bundle, tmp_path) -> None:
     # a process of its own: logging is set up once for stderr
     command = [sys.executable, "-m", "flrc_edge", "generate", bundle.folder, PROMPT, "--max-tokens", "20"]
-    environment = os.environ | {"FLRC_EDGE_CACHE": str(tmp_path)}
+    environment = os.environ | {"FLRC_EDGE_CACHE": str(tmp_path)}  # where nothing is packed yet
     said = []
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
