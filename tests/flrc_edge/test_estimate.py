@@ -255,7 +255,9 @@ def test_check_compresses_and_keeps_other_models(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("**/.cost-*"))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "gpt2"}', '{"model_type": "llama"}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"model_type": "gpt2"}', '{"model_type": "llama", "hidden_size": "64"}']
+)
 def test_a_bad_configuration(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
