@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,8 +29,10 @@ from .metrics import Metrics
 from .requests import ChatRequest, CompletionRequest, chat_request, completion_request, parse_body
 from .turns import FullError, Places, Turns
 
+LONG_BODY = 65_536  # bytes from which a request is read in a thread of its own kind
 OPEN_ROUTES = ("/health",)  # that need no key: what watches over a server has none
 FAILED = "the server failed; its log says why"
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -96,6 +98,8 @@ class Server:
         self.places = Places(self.limits.parallel, self.limits.queue)
         self.metrics = Metrics(self.places)
         self._executor = ThreadPoolExecutor(self.limits.parallel, thread_name_prefix="answer")
+        # One after the other, so that any number of long prompts leaves room for short ones.
+        self._long_requests = ThreadPoolExecutor(1, thread_name_prefix="long request")
         model.sessions.turns = Turns()
 
     def app(self) -> Starlette:
@@ -181,35 +185,45 @@ class Server:
         }
 
     async def _chat(self, request: Request) -> Response:
-        wanted = chat_request(parse_body(await self._body(request)))
+        data = await self._body(request)
+        wanted = await self._aside(data, lambda: chat_request(parse_body(data)))
         if self._model.tokenizer.template is None:
             raise ApiError(
                 400,
                 f"{self.name} {self._model.tokenizer.why_no_chat}; /v1/completions continues a text",
                 code="no_chat",
             )
-        return await self._answer(request, wanted, "chat")
+        return await self._answer(request, data, wanted, "chat")
 
     async def _complete(self, request: Request) -> Response:
-        return await self._answer(request, completion_request(parse_body(await self._body(request))), "text")
+        data = await self._body(request)
+        wanted = await self._aside(data, lambda: completion_request(parse_body(data)))
+        return await self._answer(request, data, wanted, "text")
+
+    async def _aside(self, data: bytes, work: Callable[[], T]) -> T:
+        """Do what takes long with a long body, beside the event loop."""
+        executor = self._long_requests if len(data) > LONG_BODY else None
+        return await asyncio.get_running_loop().run_in_executor(executor, work)
 
     async def _answer(
-        self, request: Request, wanted: ChatRequest | CompletionRequest, kind: Kind
+        self, request: Request, data: bytes, wanted: ChatRequest | CompletionRequest, kind: Kind
     ) -> Response:
         begun = time.perf_counter()
         self._check_name(wanted.model)
         most = self.limits.max_tokens or self._model.context
         policy = self._policy() if wanted.stage is None else FixedStage(wanted.stage)
         try:
-            stream = await asyncio.to_thread(
-                self._model.stream,
-                wanted.prompt,
-                max_tokens=min(wanted.max_tokens or most, most),
-                sampling=wanted.sampling(self._temperature),
-                policy=policy,
-                stop=wanted.stop,
-                chat=kind == "chat",
-                top_logprobs=wanted.wanted_logprobs,
+            stream = await self._aside(
+                data,
+                lambda: self._model.stream(
+                    wanted.prompt,
+                    max_tokens=min(wanted.max_tokens or most, most),
+                    sampling=wanted.sampling(self._temperature),
+                    policy=policy,
+                    stop=wanted.stop,
+                    chat=kind == "chat",
+                    top_logprobs=wanted.wanted_logprobs,
+                ),
             )
         except FlrcError as error:
             raise ApiError.of(error) from None
