@@ -480,12 +480,14 @@ def _layers(config: Mapping[str, Any], family: Family, number: int, context: int
 
 def _windows(config: Mapping[str, Any], family: Family, number: int) -> list[int]:
     """Return the attention window of every layer, 0 for full attention."""
+    types = config.get("layer_types")
     if family.windows == "none":
+        if types is not None and set(types) != {"full_attention"}:
+            refuse(f"layer_types names {sorted(set(types))}, a {family.name} computes full_attention alone")
         return [0] * number
     window = config.get("sliding_window")
     if family.windows == "late" and not config.get("use_sliding_window", False):
         window = None
-    types = config.get("layer_types")
     if family.windows == "every":
         if types is not None and len(set(types)) > 1:
             refuse("layer_types alternates, which this family does not compute")

@@ -175,6 +175,8 @@ def test_windows() -> None:
         ({"num_hidden_layers": True}, "num_hidden_layers"),
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"model_type": "qwen2", "layer_types": ["chunked_attention"] * 3}, "layer_types"),
+        ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types"),
+        ({"model_type": "qwen2", "max_window_layers": None, "use_sliding_window": True}, "max_window_layers"),
     ],
 )
 def test_refusals_name_the_field(change: dict[str, Any], named: str) -> None:
