@@ -1,0 +1,118 @@
+/* The product in registers of 256 bits: four consecutive inputs of 8 rows, so a line is two of them. Included by the files
+ * of AVX2 and of AVX-VNNI, which say in FLRC_VNNI whether there is an instruction for sums of four products.
+ */
+#include <immintrin.h>
+
+#include "tile.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE __m256i line(const uint8_t *at, int j, int half) {
+  return _mm256_load_si256((const __m256i *)(at + FLRC_LINE * j + 32 * half));
+}
+
+INLINE __m256i nibbles(const uint8_t *plane, int i, int half) {
+  __m256i v = line(plane, i / 2, half);
+  return _mm256_and_si256(i % 2 ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15));
+}
+
+INLINE __m256i pairs(const uint8_t *plane, int i, int half) {
+  return _mm256_and_si256(_mm256_srli_epi16(line(plane, i / 4, half), 2 * (i % 4)), _mm256_set1_epi8(3));
+}
+
+INLINE __m256i bits(const uint8_t *plane, int i, int half) {
+  return _mm256_and_si256(_mm256_srli_epi16(line(plane, 0, half), i), _mm256_set1_epi8(1));
+}
+
+/* The integers of inputs 4i .. 4i + 3 of 8 rows; of 8 bits, the high four. */
+INLINE __m256i integers(const uint8_t *tile, int width, int i, int half) {
+  const uint8_t *low = tile + FLRC_LINE * (width == 3 ? 2 : 4);
+  switch (width) {
+  case 6:
+    return _mm256_or_si256(_mm256_slli_epi16(nibbles(tile, i, half), 2), pairs(low, i, half));
+  case 5:
+    return _mm256_or_si256(_mm256_slli_epi16(nibbles(tile, i, half), 1), bits(low, i, half));
+  case 3:
+    return _mm256_or_si256(_mm256_slli_epi16(pairs(tile, i, half), 1), bits(low, i, half));
+  case 2:
+    return pairs(tile, i, half);
+  default:
+    return nibbles(tile, i, half);
+  }
+}
+
+INLINE __m256i four(const int8_t *q, int i) {
+  int32_t value;
+  __builtin_memcpy(&value, q + 4 * i, 4);
+  return _mm256_set1_epi32(value);
+}
+
+/* The sums of 32 products of 8 rows. */
+INLINE __m256i dot(const __m256i *u, const int8_t *q, int width) {
+  __m256i sum = _mm256_setzero_si256();
+#ifdef FLRC_VNNI
+  (void)width;
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) sum = _mm256_dpbusd_avx_epi32(sum, u[i], four(q, i));
+#else
+  /* Pairs of products fit 16 bits this often before they overflow: 15, 31 and 63 times 127, twice. */
+  const int often = width <= 4 ? 8 : width == 5 ? 4 : 2;
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i += often) {
+    __m256i part = _mm256_maddubs_epi16(u[i], four(q, i));
+#pragma GCC unroll 8
+    for (int j = i + 1; j < i + often; j++) part = _mm256_add_epi16(part, _mm256_maddubs_epi16(u[j], four(q, j)));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
+  }
+#endif
+  return sum;
+}
+
+INLINE __m256 scales_of(const uint8_t *bytes) {
+  __m256i v = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)bytes));
+  __m256i sign = _mm256_slli_epi32(_mm256_and_si256(v, _mm256_set1_epi32(0x80)), 24);
+  __m256i rest = _mm256_slli_epi32(_mm256_and_si256(v, _mm256_set1_epi32(0x7f)), 20);
+  return _mm256_castsi256_ps(_mm256_or_si256(sign, rest));
+}
+
+INLINE void tokens(const flrc_plane *plane, const flrc_inputs *x, const uint8_t *group, int half, int32_t t, int count,
+                   int width, float *y, ptrdiff_t stride, bool add) {
+  __m256 sum[4];
+  for (int c = 0; c < count; c++) sum[c] = _mm256_setzero_ps();
+  for (int32_t b = 0; b < x->blocks; b++) {
+    flrc_block at = flrc_block_at(group, b, width);
+    __m256 scales = scales_of(at.scales + 8 * half);
+    __m256i u[8], low[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      u[i] = integers(at.tile, width, i, half);
+      if (width == 8) low[i] = nibbles(at.tile + 4 * FLRC_LINE, i, half);
+    }
+    for (int c = 0; c < count; c++) {
+      size_t place = (size_t)(t + c) * (size_t)x->stride + (size_t)b;
+      const int8_t *q = x->integers + place * FLRC_BLOCK;
+      __m256i all = dot(u, q, width == 8 ? 4 : width);
+      if (width == 8) all = _mm256_add_epi32(_mm256_slli_epi32(all, 4), dot(low, q, 4));
+      all = _mm256_sub_epi32(all, _mm256_set1_epi32(flrc_zero(width) * x->sums[place]));
+      __m256 factor = _mm256_mul_ps(scales, _mm256_set1_ps(flrc_factor(plane, x->scales[place])));
+      sum[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(all), factor, sum[c]);
+    }
+  }
+  for (int c = 0; c < count; c++) {
+    float *out = y + (t + c) * stride + 8 * half;
+    _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), sum[c]) : sum[c]);
+  }
+}
+
+INLINE void groups(const flrc_plane *plane, const flrc_inputs *x, int32_t first, int32_t last, float *y, ptrdiff_t stride,
+                   bool add, int width) {
+  size_t size = flrc_group_bytes(plane);
+  for (int32_t g = first; g < last; g++) {
+    const uint8_t *group = plane->data + (size_t)g * size;
+    for (int half = 0; half < 2; half++) {
+      int32_t t = 0;
+      for (; t + 4 <= x->tokens; t += 4) tokens(plane, x, group, half, t, 4, width, y + FLRC_ROWS * g, stride, add);
+      for (; t < x->tokens; t++) tokens(plane, x, group, half, t, 1, width, y + FLRC_ROWS * g, stride, add);
+    }
+  }
+}

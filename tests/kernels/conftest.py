@@ -1,0 +1,156 @@
+"""The kernels as a library of this machine, compiled once."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+SOURCES = Path(__file__).parents[2] / "runtime" / "kernels"
+sys.path.insert(0, str(SOURCES.parents[1] / "android_demo" / "tools"))
+import arm64_check  # noqa: E402
+
+EMULATOR = arm64_check.installed_qemu()  # in the user's own cache, before tests get one of their own
+FLAGS = ["-std=c11", "-O3", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+OF_X86 = {
+    "product_avx2.c": ["-mavx2", "-mfma"],
+    "product_avx_vnni.c": ["-mavx2", "-mfma", "-mavxvnni"],
+    "product_avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512vnni"],
+}
+OF_ARM = {"product_neon.c": ["-march=armv8.2-a+dotprod"]}
+
+
+class Plane(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("groups", ctypes.c_int32),
+        ("blocks", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+    )
+
+
+class Inputs(ctypes.Structure):
+    _fields_ = (
+        ("integers", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("tokens", ctypes.c_int32),
+        ("stride", ctypes.c_int32),
+        ("blocks", ctypes.c_int32),
+    )
+
+
+def aligned(size: int, dtype: Any = np.uint8) -> Any:
+    """Return zeros whose memory begins at a multiple of 64 bytes, as a file's mapped pages do."""
+    count = size * np.dtype(dtype).itemsize
+    raw = np.zeros(count + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count].view(dtype)
+
+
+class Kernels:
+    """The library, called with arrays."""
+
+    def __init__(self, path: Path, isas: list[str]) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self.isas = isas
+
+    def quantize(self, x: Any) -> tuple[Any, Any, Any, bool]:
+        """Return int8 ``[tokens, inputs]``, scales and sums ``[tokens, blocks]``, and whether all was finite."""
+        tokens, inputs = x.shape
+        q = np.zeros((tokens, inputs), np.int8)
+        scales = np.zeros((tokens, inputs // 32), np.float32)
+        sums = np.zeros((tokens, inputs // 32), np.int32)
+        function, finite = self.library.flrc_quantize, True
+        function.restype = ctypes.c_bool
+        for t in range(tokens):
+            at = [a[t].ctypes.data_as(ctypes.c_void_p) for a in (x, q, scales, sums)]
+            finite &= function(at[0], ctypes.c_int32(inputs // 32), *at[1:])
+        return q, scales, sums, finite
+
+    def product(
+        self,
+        isa: str,
+        data: Any,
+        shape: tuple[int, int, int, float],
+        x: tuple[Any, Any, Any],
+        *,
+        blocks: int | None = None,
+        cut: int | None = None,
+        onto: Any = None,
+    ) -> Any:
+        """Return y ``[tokens, rows filled up]`` of a plane of ``(rows, inputs, width, scale)``, perhaps cut in two."""
+        rows, inputs, width, scale = shape
+        groups, (q, scales, sums) = -(-rows // 16), x
+        y = np.zeros((len(q), groups * 16), np.float32) if onto is None else onto.copy()
+        plane = Plane(data.ctypes.data, groups, inputs // 32, width, scale)
+        read = inputs // 32 if blocks is None else blocks
+        given = Inputs(q.ctypes.data, scales.ctypes.data, sums.ctypes.data, len(q), inputs // 32, read)
+        function: Callable[..., None] = getattr(self.library, f"flrc_product_{isa}")
+        ranges = [(0, groups)] if cut is None else [(cut, groups), (0, cut)]
+        for first, last in ranges:
+            function(
+                ctypes.byref(plane), ctypes.byref(given), first, last, y.ctypes.data_as(ctypes.c_void_p),
+                ctypes.c_ssize_t(groups * 16), ctypes.c_bool(onto is not None),
+            )  # fmt: skip
+        return y
+
+
+def supported() -> list[str]:
+    """Return the instruction sets that this machine has; /proc/cpuinfo says it on Linux."""
+    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
+    needed = {
+        "avx2": {"avx2", "fma"},
+        "avx_vnni": {"avx2", "fma", "avx_vnni"},
+        "avx512": {"avx512f", "avx512bw", "avx512_vnni"},
+    }
+    return ["portable", *(name for name, need in needed.items() if need <= flags)]
+
+
+def compiled(
+    compiler: str, folder: Path, own: dict[str, list[str]], others: dict[str, list[str]]
+) -> list[str]:
+    """Compile every source but other processors'; return the objects."""
+    objects = []
+    for source in sorted(SOURCES.glob("*.c")):
+        if source.name not in others:
+            target = folder / f"{source.stem}.o"
+            flags = [*FLAGS, *own.get(source.name, [])]
+            subprocess.run([compiler, *flags, "-c", str(source), "-o", str(target)], check=True)
+            objects.append(str(target))
+    return objects
+
+
+@pytest.fixture(scope="session")
+def arm64(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the command of arm64_product.c under qemu."""
+    compiler = shutil.which(arm64_check.COMPILER)
+    if EMULATOR is None or compiler is None:
+        pytest.skip(f"qemu-aarch64 and {arm64_check.COMPILER} are needed (make test-needs NEEDS=--install)")
+    folder = tmp_path_factory.mktemp("arm64")
+    objects = compiled(compiler, folder, OF_ARM, OF_X86)
+    program, main = folder / "product", Path(__file__).parent / "arm64_product.c"
+    options = ["-std=c11", "-O2", "-static", "-I", str(SOURCES)]
+    subprocess.run([compiler, *options, str(main), *objects, "-o", str(program), "-lm"], check=True)
+    return [str(EMULATOR), str(program)]
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None or platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("the kernels' tests need a C compiler on x86-64")
+    folder = tmp_path_factory.mktemp("kernels")
+    objects = compiled(compiler, folder, OF_X86, OF_ARM)
+    library = folder / "libflrc.so"
+    subprocess.run([compiler, "-shared", "-o", str(library), *objects, "-lm"], check=True)
+    return Kernels(library, supported())
