@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import pytest
 SOURCES = Path(__file__).parents[2] / "runtime" / "kernels"
 sys.path.insert(0, str(SOURCES.parents[1] / "android_demo" / "tools"))
 import arm64_check  # noqa: E402
+import fetch_tools  # noqa: E402
 
-EMULATOR = arm64_check.installed_qemu()  # in the user's own cache, before tests get one of their own
+# In the user's own cache, before tests get one of their own.
+EMULATOR, ARCHIVE = arm64_check.installed_qemu(), fetch_tools.tools_folder() / fetch_tools.AAR_FILE
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 OF_X86 = {
     "product_avx2.c": ["-mavx2", "-mfma"],
@@ -142,6 +145,15 @@ def arm64(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     options = ["-std=c11", "-O2", "-static", "-I", str(SOURCES)]
     subprocess.run([compiler, *options, str(main), *objects, "-o", str(program), "-lm"], check=True)
     return [str(EMULATOR), str(program)]
+
+
+@pytest.fixture(scope="session")
+def header() -> str:
+    """Return onnxruntime's own header, out of the pinned Android archive."""
+    if not ARCHIVE.is_file():
+        pytest.skip("onnxruntime's Android archive is not on this machine (make android-tools)")
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        return archive.read("headers/onnxruntime_c_api.h").decode()
 
 
 @pytest.fixture(scope="session")
