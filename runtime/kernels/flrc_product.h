@@ -52,7 +52,7 @@ static inline size_t flrc_group_bytes(const flrc_plane *plane) {
   return FLRC_LINE * (strips + (size_t)plane->blocks * (size_t)plane->width);
 }
 
-/* Quantizes one token's `blocks` blocks of activations; returns false if a value is not finite (nothing is then defined). */
+/* Quantizes one token's `blocks` blocks of activations; returns false if a value is not finite (its block is then zero). */
 bool flrc_quantize(const float *x, int32_t blocks, int8_t *integers, float *scales, int32_t *sums);
 
 /* Writes y[token * stride + 16 * group + row] of groups first .. last - 1; adds to what is there if `add`. */

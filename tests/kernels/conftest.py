@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import shutil
 import subprocess
@@ -23,6 +24,9 @@ import fetch_tools  # noqa: E402
 # In the user's own cache, before tests get one of their own.
 EMULATOR, ARCHIVE = arm64_check.installed_qemu(), fetch_tools.tools_folder() / fetch_tools.AAR_FILE
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+# Set by test_sanitizers.py, whose process has the sanitizers' libraries loaded.
+SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZED = os.environ.get("FLRC_EDGE_SANITIZE") == "1"
 OF_X86 = {
     "product_avx2.c": ["-mavx2", "-mfma"],
     "product_avx_vnni.c": ["-mavx2", "-mfma", "-mavxvnni"],
@@ -127,7 +131,7 @@ def compiled(
     for source in sorted(SOURCES.glob("*.c")):
         if source.name not in others:
             target = folder / f"{source.stem}.o"
-            flags = [*FLAGS, *own.get(source.name, [])]
+            flags = [*FLAGS, *own.get(source.name, []), *(SANITIZE if SANITIZED else [])]
             subprocess.run([compiler, *flags, "-c", str(source), "-o", str(target)], check=True)
             objects.append(str(target))
     return objects
@@ -164,5 +168,6 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     folder = tmp_path_factory.mktemp("kernels")
     objects = compiled(compiler, folder, OF_X86, OF_ARM)
     library = folder / "libflrc.so"
-    subprocess.run([compiler, "-shared", "-o", str(library), *objects, "-lm"], check=True)
+    options = ["-shared", *(SANITIZE if SANITIZED else [])]
+    subprocess.run([compiler, *options, "-o", str(library), *objects, "-lm"], check=True)
     return Kernels(library, supported())
