@@ -1,13 +1,16 @@
 /* The operator flrc.Linear: all projections of one input, each a sum of parts.
  *
- * Inputs: x [..., inputs] float, then a tile tensor (flrc_product.h) a plane. Outputs: one a projection, [..., rows] float.
+ * Inputs: x [..., columns] float, then a tile tensor (flrc_product.h) a plane. Outputs: one a projection, [..., rows] float.
  * Attributes:
  *   columns of x: inputs of every projection
  *   rows    of every projection
- *   parts   five numbers a part: its projection; the width of its plane, or of V; of U, or 0 for a plane of the matrix itself;
- *           the ranks V and U hold; those that this stage reads (a multiple of 32, the first ones)
+ *   parts   six numbers a part: its projection; the width of its plane, or of V; of U, or 0 for a plane of the matrix itself;
+ *           the ranks V and U hold; those that this stage reads (a multiple of 32, the first ones); 1 if it is pivoted
  *   scales  the float of every plane, V before U
- * A projection's parts are added in their order, planes before factor pairs. Integers of x and of V x are int8.
+ * A pivoted pair has the rows of V themselves as outputs, and U for the others alone: V x, then U V x, are the outputs that
+ * its order names. The order is a tensor behind U, bytes of as many little-endian int32 as the projection has rows; all ranks
+ * are read. A projection's parts are added in their order: planes, then pairs, which are all pivoted or none.
+ * Integers of x and of V x are int8; the outputs that V x is are not rounded.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +24,8 @@
 typedef struct {
   flrc_plane plane;   /* of the matrix itself, or V */
   flrc_plane second;  /* U; without data for a plane of the matrix */
+  const uint8_t *order; /* of a pivoted pair: which output V x and U V x are; else NULL */
+  int32_t offset;     /* of a pivoted pair: of its U V x among those of all */
   int32_t projection;
   int32_t ranks;      /* that are read */
   int32_t place;      /* of its ranks among those of all parts */
@@ -35,7 +40,8 @@ typedef struct {
 typedef struct {
   const OrtApi *api;
   flrc_product *product;
-  int32_t inputs, blocks, projections, count, ranks; /* ranks: of all parts */
+  int32_t inputs, blocks, projections, count;
+  int32_t ranks, apart; /* of all parts: ranks; rows of U of pivoted pairs, filled up */
   int64_t *rows;
   part *parts;
   piece *pieces[2]; /* of first products, of second ones */
@@ -66,8 +72,9 @@ static OrtStatus *integers_of(const OrtApi *api, const OrtKernelInfo *info, cons
   return *out ? ORT(api, KernelInfoGetAttributeArray_int64)(info, name, *out, count) : refuse(api, "out of memory");
 }
 
-/* Takes a tensor of tiles: constant bytes, as many as the plane has, aligned as the kernels read them. */
-static OrtStatus *take_plane(const OrtApi *api, const OrtKernelInfo *info, size_t input, flrc_plane *plane) {
+/* Takes a tensor: constant bytes, so many, aligned as the kernels read them. */
+static OrtStatus *take_bytes(const OrtApi *api, const OrtKernelInfo *info, size_t input, size_t wanted,
+                             const uint8_t **out) {
   const OrtValue *value = NULL;
   OrtTensorTypeAndShapeInfo *shape = NULL;
   int constant = 0, type = 0;
@@ -83,11 +90,35 @@ static OrtStatus *take_plane(const OrtApi *api, const OrtKernelInfo *info, size_
   if (!status) status = ORT(api, GetTensorMutableData)(value, &data);
   if (status) return status;
   if (type != ORT_UINT8) return refuse(api, "Linear: its tiles must be uint8");
-  if (size != flrc_group_bytes(plane) * (size_t)plane->groups)
-    return refuse(api, "Linear: a tensor of tiles does not have the size that rows, columns and width make");
+  if (size != wanted) return refuse(api, "Linear: a tensor does not have the size that rows, columns and width make");
   if ((uintptr_t)data % FLRC_LINE) return refuse(api, "Linear: its tiles must begin at a multiple of 64 bytes");
-  plane->data = data;
+  *out = data;
   return NULL;
+}
+
+static OrtStatus *take_plane(const OrtApi *api, const OrtKernelInfo *info, size_t input, flrc_plane *plane) {
+  return take_bytes(api, info, input, flrc_group_bytes(plane) * (size_t)plane->groups, &plane->data);
+}
+
+static int32_t order_at(const uint8_t *order, int64_t i) {
+  const uint8_t *b = order + 4 * i;
+  return (int32_t)((uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24);
+}
+
+/* Takes the order of a pivoted pair, which must name every output once. */
+static OrtStatus *take_order(const OrtApi *api, const OrtKernelInfo *info, size_t input, int64_t rows,
+                             const uint8_t **order) {
+  OrtStatus *status = take_bytes(api, info, input, 4 * (size_t)rows, order);
+  if (status) return status;
+  uint8_t *seen = calloc((size_t)rows, 1);
+  bool all = seen != NULL;
+  for (int64_t i = 0; all && i < rows; i++) {
+    int32_t row = order_at(*order, i);
+    all = row >= 0 && row < rows && !seen[row];
+    if (all) seen[row] = 1;
+  }
+  free(seen);
+  return all ? NULL : refuse(api, "Linear: the order of a pivoted pair does not name every output once");
 }
 
 static bool is_width(int64_t width) { return width >= 2 && width <= 8 && width != 7; }
@@ -95,11 +126,12 @@ static bool is_width(int64_t width) { return width >= 2 && width <= 8 && width !
 /* Fills k->parts from the attributes `parts` and `scales`. */
 static OrtStatus *take_parts(linear *k, const OrtKernelInfo *info, const int64_t *numbers, const float *scales,
                              size_t floats) {
-  size_t input = 1;
-  int64_t before = 0, ranks = 0;
+  size_t input = 1, planes = 0;
+  int64_t before = 0, ranks = 0, apart = 0;
   bool factored = false;
-  for (int32_t i = 0; i < k->count; i++, numbers += 5) {
+  for (int32_t i = 0; i < k->count; i++, numbers += 6) {
     int64_t projection = numbers[0], width = numbers[1], second = numbers[2], stored = numbers[3], read = numbers[4];
+    int64_t pivoted = numbers[5];
     part *p = k->parts + i;
     if (projection < before || projection > before + (i > 0) || projection >= k->projections)
       return refuse(k->api, "Linear: parts must come in the order of their projections, at least one each");
@@ -111,21 +143,29 @@ static OrtStatus *take_parts(linear *k, const OrtKernelInfo *info, const int64_t
     if (second ? stored < 1 || stored > 1 << 20 || read < 1 || read > stored || (read % FLRC_BLOCK && read != stored)
                : stored != 0 || read != 0)
       return refuse(k->api, "Linear: a part's ranks must be 0, or those stored and a multiple of 32 of them");
-    if (!second && factored) return refuse(k->api, "Linear: planes must come before factor pairs");
+    int64_t rows = k->rows[projection];
+    if (pivoted ? pivoted != 1 || !second || read != stored || stored >= rows : 0)
+      return refuse(k->api, "Linear: a pivoted part must be a pair of less ranks than rows, all read");
+    if (factored && (!second || pivoted != (p[-1].order != NULL)))
+      return refuse(k->api, "Linear: planes must come before factor pairs, and these be all pivoted or none");
     factored = second != 0;
-    if (input - 1 + (second ? 2 : 1) > floats) return refuse(k->api, "Linear: there are fewer scales than planes");
+    if (planes + (second ? 2 : 1) > floats) return refuse(k->api, "Linear: there are fewer scales than planes");
     p->projection = (int32_t)projection;
     p->ranks = (int32_t)read;
     p->place = (int32_t)ranks;
-    int64_t rows = k->rows[projection];
-    flrc_plane plane = {NULL, filled(second ? stored : rows), k->blocks, (int32_t)width, scales[input - 1]};
+    flrc_plane plane = {NULL, filled(second ? stored : rows), k->blocks, (int32_t)width, scales[planes++]};
     p->plane = plane;
     OrtStatus *status = take_plane(k->api, info, input++, &p->plane);
     if (!status && second) {
       int32_t blocks = (int32_t)((stored + FLRC_BLOCK - 1) / FLRC_BLOCK);
-      flrc_plane other = {NULL, filled(rows), blocks, (int32_t)second, scales[input - 1]};
+      flrc_plane other = {NULL, filled(pivoted ? rows - stored : rows), blocks, (int32_t)second, scales[planes++]};
       p->second = other;
       status = take_plane(k->api, info, input++, &p->second);
+      if (!status && pivoted) {
+        status = take_order(k->api, info, input++, rows, &p->order);
+        p->offset = (int32_t)apart;
+        apart += FLRC_ROWS * (int64_t)p->second.groups;
+      }
       ranks += (read + FLRC_BLOCK - 1) / FLRC_BLOCK * FLRC_BLOCK;
     }
     if (status) return status;
@@ -134,8 +174,10 @@ static OrtStatus *take_parts(linear *k, const OrtKernelInfo *info, const int64_t
   size_t given = 0;
   OrtStatus *status = ORT(k->api, KernelInfo_GetInputCount)(info, &given);
   if (status) return status;
-  if (given != input || floats != input - 1) return refuse(k->api, "Linear: there are more planes than parts name");
+  if (given != input || floats != planes) return refuse(k->api, "Linear: there are more planes than parts name");
+  if (ranks > 1 << 30 || apart > 1 << 30) return refuse(k->api, "Linear: it has too many ranks");
   k->ranks = (int32_t)ranks;
+  k->apart = (int32_t)apart;
   return NULL;
 }
 
@@ -160,7 +202,8 @@ static int32_t cut_all(const linear *k, int order, piece *list) {
       made = cut(list, made, i, filled(p->ranks), flrc_group_bytes(&p->plane));
     } else if (order == 0 && p->first) {
       made = cut(list, made, i, p->plane.groups, flrc_group_bytes(&p->plane));
-    } else if (order == 1 && p->second.data && (p->first || !k->parts[i - 1].second.data)) { /* the first pair of its projection */
+    } else if (order == 1 && p->second.data && (p->order || p->first || !k->parts[i - 1].second.data)) {
+      /* A pivoted pair by itself, the others of a projection together. */
       made = cut(list, made, i, p->second.groups, flrc_group_bytes(&p->second));
     }
   }
@@ -183,14 +226,14 @@ static OrtStatus *build(linear *k, const OrtKernelInfo *info) {
   if (!status && (rows < 1 || rows > MOST_OUTPUTS || rows != outputs)) status = refuse(api, "Linear: rows must name every output");
   for (size_t i = 0; !status && i < rows; i++)
     if (k->rows[i] < 1 || k->rows[i] > 1 << 24) status = refuse(api, "Linear: rows must be 1 to 2^24");
-  if (!status && (parts < 5 || parts % 5 || parts > 5 * 1024)) status = refuse(api, "Linear: parts are five numbers each");
+  if (!status && (parts < 6 || parts % 6 || parts > 6 * 1024)) status = refuse(api, "Linear: parts are six numbers each");
   for (size_t i = 0; !status && i < floats; i++)
     if (!(scales[i] > 0 && scales[i] < 1e9f)) status = refuse(api, "Linear: scales must be positive");
   if (!status) {
     k->inputs = (int32_t)inputs;
     k->blocks = (k->inputs + FLRC_BLOCK - 1) / FLRC_BLOCK;
     k->projections = (int32_t)rows;
-    k->count = (int32_t)(parts / 5);
+    k->count = (int32_t)(parts / 6);
     k->parts = calloc((size_t)k->count, sizeof *k->parts);
     status = k->parts ? take_parts(k, info, numbers, scales, floats) : refuse(api, "out of memory");
   }
@@ -227,6 +270,7 @@ typedef struct {
   flrc_inputs x;
   flrc_inputs inner;   /* V x: the blocks of all parts' ranks, one behind another */
   float *reduced;      /* V x, [tokens][ranks of all parts] */
+  float *apart;        /* U V x of pivoted pairs, [tokens][rows of all] */
   float *outputs[MOST_OUTPUTS]; /* [tokens][rows, filled up to groups] */
   bool *finite;        /* [tokens] */
   float *filled_up;    /* x with zeros up to a block, [tokens][32 * blocks]; NULL where there is nothing to fill */
@@ -249,19 +293,47 @@ static void first_products(void *data, size_t index) {
     k->product(&k->parts[i].plane, &r->x, p.from, p.to, y, stride_of(k, of->projection), i > p.part);
 }
 
-/* U of the pairs of a projection, on to what its planes gave. */
+static flrc_inputs inner_of(const run *r, const part *of) {
+  flrc_inputs inner = r->inner;
+  inner.integers += of->place;
+  inner.scales += of->place / FLRC_BLOCK;
+  inner.sums += of->place / FLRC_BLOCK;
+  inner.blocks = (of->ranks + FLRC_BLOCK - 1) / FLRC_BLOCK;
+  return inner;
+}
+
+/* U of the pairs of a projection, on to what its planes gave; of a pivoted pair, apart. */
 static void second_products(void *data, size_t index) {
   const run *r = data;
   const linear *k = r->k;
   piece p = k->pieces[1][index];
-  for (int32_t i = p.part; i < k->count && k->parts[i].projection == k->parts[p.part].projection; i++) {
+  const part *begin = k->parts + p.part;
+  if (begin->order) {
+    flrc_inputs inner = inner_of(r, begin);
+    k->product(&begin->second, &inner, p.from, p.to, r->apart + begin->offset, k->apart, false);
+    return;
+  }
+  for (int32_t i = p.part; i < k->count && k->parts[i].projection == begin->projection; i++) {
     const part *of = k->parts + i;
-    flrc_inputs inner = r->inner;
-    inner.integers += of->place;
-    inner.scales += of->place / FLRC_BLOCK;
-    inner.sums += of->place / FLRC_BLOCK;
-    inner.blocks = (of->ranks + FLRC_BLOCK - 1) / FLRC_BLOCK;
+    flrc_inputs inner = inner_of(r, of);
     k->product(&of->second, &inner, p.from, p.to, r->outputs[of->projection], stride_of(k, of->projection), !of->first);
+  }
+}
+
+/* V x and U V x of pivoted pairs, to the outputs that they are; part after part, so that sums have one order. */
+static void place_pivoted(const run *r, int32_t token) {
+  const linear *k = r->k;
+  for (int32_t i = 0; i < k->count; i++) {
+    const part *of = k->parts + i;
+    if (!of->order) continue;
+    float *y = r->outputs[of->projection] + token * stride_of(k, of->projection);
+    const float *pivots = r->reduced + (ptrdiff_t)token * k->ranks + of->place;
+    const float *others = r->apart + (ptrdiff_t)token * k->apart + of->offset - of->ranks;
+    for (int64_t row = 0; row < k->rows[of->projection]; row++) {
+      float value = row < of->ranks ? pivots[row] : others[row];
+      float *out = y + order_at(of->order, row);
+      *out = of->first ? value : *out + value;
+    }
   }
 }
 
@@ -310,6 +382,8 @@ static OrtStatus *all_products(const OrtKernelContext *context, run *r) {
   if (!status && k->made[1]) {
     status = spread(k, context, quantize_inner, tokens, r);
     if (!status) status = spread(k, context, second_products, (size_t)k->made[1], r);
+    if (!status && k->apart)
+      for (int32_t t = 0; t < r->x.tokens; t++) place_pivoted(r, t);
   }
   for (size_t t = 0; !status && t < tokens; t++)
     if (!r->finite[t]) status = refuse(k->api, "Linear: x holds a value that is not finite");
@@ -339,7 +413,7 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
 
   size_t tokens = count / (size_t)k->inputs, blocks = (size_t)k->blocks, inner = (size_t)k->ranks / FLRC_BLOCK;
   bool fill = k->inputs % FLRC_BLOCK != 0;
-  size_t size = 12 * FLRC_LINE + tokens * (blocks + inner) * (FLRC_BLOCK + 8) + tokens * (4 * (size_t)k->ranks + 1) +
+  size_t size = 12 * FLRC_LINE + tokens * (blocks + inner) * (FLRC_BLOCK + 8) + tokens * (4 * (size_t)(k->ranks + k->apart) + 1) +
                 (fill ? tokens * blocks * FLRC_BLOCK * 4 : 0);
   for (int32_t i = 0; i < k->projections; i++) size += FLRC_LINE + tokens * 4 * (size_t)stride_of(k, i);
   uint8_t *memory = calloc(1, size);
@@ -357,6 +431,7 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   flrc_inputs reduced = {integers, scales, sums, (int32_t)tokens, (int32_t)inner, 0};
   r.inner = reduced;
   r.reduced = next(&at, tokens * (size_t)k->ranks * 4);
+  r.apart = next(&at, tokens * (size_t)k->apart * 4);
   r.finite = next(&at, tokens);
   if (fill) r.filled_up = next(&at, tokens * blocks * FLRC_BLOCK * 4);
   float *written[MOST_OUTPUTS];

@@ -17,12 +17,13 @@ from flrc_exporters.tiles import pack_tiles, scale_bytes, scale_values
 
 @dataclass
 class Part:
-    """A plane of a projection (``v``), or a pair ``u v`` of which ``read`` ranks are read."""
+    """A plane of a projection (``v``), or a pair ``u v`` of which ``read`` ranks are read, perhaps pivoted."""
 
     projection: int
     v: tuple[Any, Any, float, int]  # integers, scale bytes, unit, width
     u: tuple[Any, Any, float, int] | None = None
     read: int = 0
+    order: Any = None  # of a pivoted pair: which outputs V x and U V x are
 
 
 @dataclass
@@ -41,27 +42,26 @@ class Node:
         for part in self.parts:
             planes = [part.v] if part.u is None else [part.v, part.u]
             stored = 0 if part.u is None else part.v[0].shape[0]
-            numbers += [
-                part.projection,
-                planes[0][3],
-                0 if part.u is None else planes[1][3],
-                stored,
-                part.read,
-            ]
+            widths = planes[0][3], 0 if part.u is None else planes[1][3]
+            numbers += [part.projection, *widths, stored, part.read, int(part.order is not None)]
+            contents = []
             for integers, codes, unit, width in planes:
-                fill = -integers.shape[1] % 32
-                tiles = pack_tiles(np.pad(integers, ((0, 0), (0, fill))), codes, width).tobytes()
-                if self.spoil is not None:
-                    tiles = self.spoil(tiles)
+                padded = np.pad(integers, ((0, 0), (0, -integers.shape[1] % 32)))
+                contents.append(pack_tiles(padded, codes, width).tobytes())
                 scales.append(unit)
+            if part.order is not None:
+                contents.append(np.asarray(part.order, "<i4").tobytes())
+            for content in contents:
+                content = content if self.spoil is None else self.spoil(content)
                 tensor = TensorProto(
-                    name=f"tiles_{len(tensors)}", data_type=TensorProto.UINT8, dims=[len(tiles)]
+                    name=f"tiles_{len(tensors)}", data_type=TensorProto.UINT8, dims=[len(content)]
                 )
                 tensor.data_location = TensorProto.EXTERNAL
-                for key, value in (("location", "tiles.bin"), ("offset", len(data)), ("length", len(tiles))):
+                place = {"location": "tiles.bin", "offset": len(data), "length": len(content)}
+                for key, value in place.items():
                     tensor.external_data.add(key=key, value=str(value))
                 tensors.append(tensor)
-                data += tiles + bytes(-len(tiles) % 4096)
+                data += content + bytes(-len(content) % 4096)
         attributes: dict[str, Any] = {
             "columns": self.inputs,
             "rows": self.rows,
@@ -127,7 +127,11 @@ def reference(node: Node, x: Any) -> list[Any]:
             outputs[part.projection] += rounded(x) @ dense(part.v).T.astype(np.float64)
         else:
             inner = (rounded(x) @ dense(part.v).T)[:, : part.read].astype(np.float32)
-            outputs[part.projection] += rounded(inner) @ dense(part.u)[:, : part.read].T.astype(np.float64)
+            product = rounded(inner) @ dense(part.u)[:, : part.read].T.astype(np.float64)
+            if part.order is None:
+                outputs[part.projection] += product
+            else:
+                outputs[part.projection][:, part.order] += np.concatenate([inner, product], axis=1)
     return outputs
 
 
@@ -143,12 +147,29 @@ GROUP = Node(
         Part(2, plane(16, 96, 3, 9)),
     ],
 )
+
+
+def shuffled(rows: int, seed: int) -> Any:
+    return np.random.default_rng(seed).permutation(rows)
+
+
+PIVOTED = Node(
+    96,
+    [64, 56, 40],
+    [
+        Part(0, plane(24, 96, 6, 1), plane(40, 24, 4, 2), read=24, order=shuffled(64, 1)),
+        Part(0, plane(32, 96, 4, 3), plane(32, 32, 8, 4), read=32, order=shuffled(64, 2)),
+        Part(1, plane(56, 96, 2, 5)),
+        Part(1, plane(40, 96, 4, 6), plane(16, 40, 5, 7), read=40, order=shuffled(56, 3)),
+        Part(2, plane(64, 96, 4, 8), plane(40, 64, 4, 9), read=32),
+    ],
+)
 ODD = Node(
     86, [24], [Part(0, plane(24, 86, 4, 1)), Part(0, plane(32, 86, 4, 2), plane(24, 32, 4, 3), read=32)]
 )
 
 
-@pytest.mark.parametrize("node", [GROUP, ODD], ids=["group", "odd"])
+@pytest.mark.parametrize("node", [GROUP, PIVOTED, ODD], ids=["group", "pivoted", "odd"])
 def test_sums_of_parts(kernels: Any, tmp_path: Path, node: Node) -> None:
     path = node.write(tmp_path / "node")
     x = np.random.default_rng(0).standard_normal((7, node.inputs)).astype(np.float32)
@@ -164,9 +185,11 @@ def test_sums_of_parts(kernels: Any, tmp_path: Path, node: Node) -> None:
 def test_any_number_of_threads_and_any_cut_of_the_prompt_give_the_same_bytes(
     kernels: Any, tmp_path: Path
 ) -> None:
-    node = Node(576, [1536, 1536], [
+    node = Node(576, [1536, 1536, 576], [
         Part(0, plane(1536, 576, 4, 1)),
         Part(1, plane(288, 576, 4, 2), plane(1536, 288, 4, 3), read=256),
+        Part(2, plane(192, 576, 4, 4), plane(384, 192, 4, 5), read=192, order=shuffled(576, 1)),
+        Part(2, plane(64, 576, 3, 6), plane(512, 64, 4, 7), read=64, order=shuffled(576, 2)),
     ])  # fmt: skip
     path = node.write(tmp_path / "node")
     x = np.random.default_rng(0).standard_normal((13, 576)).astype(np.float32)
@@ -179,7 +202,7 @@ def test_any_number_of_threads_and_any_cut_of_the_prompt_give_the_same_bytes(
             for i, y in enumerate(whole):
                 assert np.concatenate([part[i] for part in parts]).tobytes() == y.tobytes()
     empty = session(kernels, path).run(None, {"x": x[:0]})
-    assert [y.shape for y in empty] == [(0, 1536), (0, 1536)]
+    assert [y.shape for y in empty] == [(0, 1536), (0, 1536), (0, 576)]
 
 
 def one(**change: Any) -> Node:
@@ -188,6 +211,12 @@ def one(**change: Any) -> Node:
 
 def pair(**change: Any) -> Node:
     return Node(64, [32], [Part(0, plane(64, 64, 4, 1), plane(32, 64, 4, 2), read=32)], change)
+
+
+def turned(order: Any) -> Node:
+    """Return a pivoted pair with an order of its own."""
+    parts = [Part(0, plane(16, 64, 4, 1), plane(16, 16, 4, 2), read=16, order=list(order))]
+    return Node(64, [32], parts)
 
 
 @pytest.mark.parametrize(
@@ -200,22 +229,30 @@ def pair(**change: Any) -> Node:
         (one(rows=[0]), "rows must be 1"),
         (one(rows=[2**40]), "rows must be 1"),
         (one(rows=[48]), "does not have the size"),
-        (one(parts=[0, 4, 0, 0]), "five numbers"),
-        (one(parts=[0, 7, 0, 0, 0]), "width must be"),
-        (one(parts=[0, 5, 0, 0, 0]), "does not have the size"),
-        (one(parts=[1, 4, 0, 0, 0]), "order of their projections"),
-        (one(parts=[-1, 4, 0, 0, 0]), "order of their projections"),
-        (one(parts=[0, 4, 0, 32, 0]), "ranks must be"),
-        (one(parts=[0, 4, 0, 0, 0] * 2), "fewer scales"),
+        (one(parts=[0, 4, 0, 0, 0]), "six numbers"),
+        (one(parts=[0, 7, 0, 0, 0, 0]), "width must be"),
+        (one(parts=[0, 5, 0, 0, 0, 0]), "does not have the size"),
+        (one(parts=[1, 4, 0, 0, 0, 0]), "order of their projections"),
+        (one(parts=[-1, 4, 0, 0, 0, 0]), "order of their projections"),
+        (one(parts=[0, 4, 0, 32, 0, 0]), "ranks must be"),
+        (one(parts=[0, 4, 0, 0, 0, 0] * 2), "fewer scales"),
         (one(scales=[1.0, 1.0]), "more planes"),
         (one(scales=[float("nan")]), "scales must be positive"),
         (one(scales=[-1.0]), "scales must be positive"),
-        (pair(parts=[0, 4, 4, 64, 33]), "ranks must be"),
-        (pair(parts=[0, 4, 4, 64, 96]), "ranks must be"),
-        (pair(parts=[0, 4, 4, 0, 0]), "ranks must be"),
-        (pair(parts=[0, 4, 4, 2**40, 32]), "ranks must be"),
-        (pair(parts=[0, 4, 9, 64, 32]), "width must be"),
-        (pair(parts=[0, 4, 4, 96, 32]), "does not have the size"),
+        (pair(parts=[0, 4, 4, 64, 33, 0]), "ranks must be"),
+        (pair(parts=[0, 4, 4, 64, 96, 0]), "ranks must be"),
+        (pair(parts=[0, 4, 4, 0, 0, 0]), "ranks must be"),
+        (pair(parts=[0, 4, 4, 2**40, 32, 0]), "ranks must be"),
+        (pair(parts=[0, 4, 9, 64, 32, 0]), "width must be"),
+        (pair(parts=[0, 4, 4, 96, 32, 0]), "does not have the size"),
+        (pair(parts=[0, 4, 4, 64, 64, 1]), "less ranks than rows"),
+        (pair(parts=[0, 4, 4, 64, 32, 1]), "less ranks than rows"),
+        (one(parts=[0, 4, 0, 0, 0, 1]), "less ranks than rows"),
+        (one(parts=[0, 4, 0, 0, 0, 2]), "less ranks than rows"),
+        (turned([0] * 32), "every output once"),
+        (turned([*range(31), 32]), "every output once"),
+        (turned([*range(31), -1]), "every output once"),
+        (turned(range(31)), "does not have the size"),
         (Node(64, [32, 16], [Part(0, plane(32, 64, 4, 1))]), "has no part"),
         (
             Node(64, [32], [Part(0, plane(32, 64, 4, 1), plane(32, 32, 4, 2), read=32), Part(0, plane(32, 64, 4, 3))]),
