@@ -128,36 +128,25 @@ def _run(model: str, tokens: int) -> tuple[dict[str, float], int]:
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place, prefix=".cost-") as folder:
         arguments = ["--keep", f"{KEEP:g}", "--tokens", str(tokens), "--window", str(WINDOW), "--json"]
-        with (
-            (Path(folder) / "out").open("w+") as out,
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "flrc_edge",
-                    "-q",
-                    "compress",
-                    model,
-                    "-o",
-                    f"{folder}/checkpoint",
-                    *arguments,
-                ],
-                env=os.environ | {ENVIRONMENT: f"{folder}/cache"},
-                stdout=out,
-                stderr=subprocess.PIPE,
-                text=True,
-            ) as process,
-        ):
-            assert process.stderr is not None
-            said = process.stderr.read()
-            _, status, used = os.wait4(process.pid, 0)  # of this process alone, not of all there were
-            process.returncode = os.waitstatus_to_exitcode(status)
-            out.seek(0)
-            text = out.read()
-        if process.returncode:
-            raise FlrcError(
-                f"compress on {tokens} tokens failed: {said.strip().splitlines()[-1] if said.strip() else ''}"
-            )
-        seconds = {name: round(value, 2) for name, value in json.loads(text)["seconds"].items()}
-        scale = 1 if sys.platform == "darwin" else 1024
-        return seconds, used.ru_maxrss * scale
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "flrc_edge",
+                "-q",
+                "compress",
+                model,
+                "-o",
+                f"{folder}/checkpoint",
+                *arguments,
+            ],
+            env=os.environ | {ENVIRONMENT: f"{folder}/cache"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            said = done.stderr.strip().splitlines()
+            raise FlrcError(f"compress on {tokens} tokens failed: {said[-1] if said else ''}")
+        report = json.loads(done.stdout)
+        seconds = {name: round(value, 2) for name, value in report["seconds"].items()}
+        return seconds, int(report["peak_bytes"])

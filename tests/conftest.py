@@ -45,7 +45,10 @@ def process() -> dict[str, Any]:
     found: dict[str, Any] = {f"${name}": value for name, value in os.environ.items()}
     for name in NOT_OF_TESTS:
         found.pop(name, None)
-    found |= {"folder": Path.cwd(), "recursion limit": sys.getrecursionlimit(), "sys.path": tuple(sys.path)}
+    paths = tuple(
+        path for path in sys.path if "onnxruntime" not in path
+    )  # which adds to it when it is imported
+    found |= {"folder": Path.cwd(), "recursion limit": sys.getrecursionlimit(), "sys.path": paths}
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         found["torch"] = None

@@ -126,7 +126,7 @@ def command(
     resolve_model(model, portable=graph == "optimum")
 
     from flrc_edge.compression import compress
-    from flrc_edge.progress import Timings
+    from flrc_edge.progress import Timings, peak_rss_bytes
     from flrc_edge.settings import DEFAULT_TEXTS, Settings
 
     chosen = Settings(
@@ -167,6 +167,7 @@ def command(
             "stages": [{"keep": plan.kept(s)} for s in range(plan.num_stages)],
             "boundaries": result.schedule.boundaries,
             "seconds": timings.seconds,
+            "peak_bytes": peak_rss_bytes(),
         }
         click.echo(json.dumps(report, indent=1))
         return

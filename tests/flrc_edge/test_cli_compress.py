@@ -78,7 +78,7 @@ def test_json_and_quiet(stories: Path, tmp_path: Path) -> None:
     done = run("--quiet", "compress", stories, "-o", tmp_path / "c", "--keep", ".8", "--json", *SMALL)
     assert done.exit_code == 0 and done.stderr == ""
     result = json.loads(done.stdout)
-    assert set(result) == {"checkpoint", "bytes", "stages", "boundaries", "seconds"}
+    assert set(result) == {"checkpoint", "bytes", "stages", "boundaries", "seconds", "peak_bytes"}
     assert result["checkpoint"] == str(tmp_path / "c") and result["boundaries"] == []
     assert 0.77 < result["stages"][0]["keep"] <= 0.8
     assert result["bytes"] == sum(f.size for f in manifest.read(tmp_path / "c").files.values())
