@@ -161,9 +161,8 @@ class Tokenizer:
     def _longest(self) -> int:
         """Bytes of a text that one token stands for, at most."""
         names = self._tokenizer.get_vocab()
-        whole = (
-            self._byte_level or len(self._bytes) == 256
-        )  # nothing is left out, or many characters one unknown
+        # Nothing of a text is left out then, and no run of characters is one unknown token.
+        whole = self._byte_level or len(self._bytes) == 256
         if self._swallows or not whole:
             return 1 << 62
         return _SHRINKS * max(len(name.encode()) for name in names)

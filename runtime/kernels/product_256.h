@@ -75,8 +75,8 @@ INLINE __m256 scales_of(const uint8_t *bytes) {
   return _mm256_castsi256_ps(_mm256_or_si256(sign, rest));
 }
 
-INLINE void tokens(const flrc_plane *plane, const flrc_inputs *x, const uint8_t *group, int half, int32_t t, int count,
-                   int width, float *y, ptrdiff_t stride, bool add) {
+INLINE void rows_of_half(const flrc_plane *plane, const flrc_inputs *x, const uint8_t *group, int half, int32_t t, int count,
+                         int width, float *y, ptrdiff_t stride, bool add) {
   __m256 sum[4];
   for (int c = 0; c < count; c++) sum[c] = _mm256_setzero_ps();
   for (int32_t b = 0; b < x->blocks; b++) {
@@ -104,15 +104,9 @@ INLINE void tokens(const flrc_plane *plane, const flrc_inputs *x, const uint8_t 
   }
 }
 
-INLINE void groups(const flrc_plane *plane, const flrc_inputs *x, int32_t first, int32_t last, float *y, ptrdiff_t stride,
-                   bool add, int width) {
-  size_t size = flrc_group_bytes(plane);
-  for (int32_t g = first; g < last; g++) {
-    const uint8_t *group = plane->data + (size_t)g * size;
-    for (int half = 0; half < 2; half++) {
-      int32_t t = 0;
-      for (; t + 4 <= x->tokens; t += 4) tokens(plane, x, group, half, t, 4, width, y + FLRC_ROWS * g, stride, add);
-      for (; t < x->tokens; t++) tokens(plane, x, group, half, t, 1, width, y + FLRC_ROWS * g, stride, add);
-    }
-  }
+INLINE void tokens(const flrc_plane *plane, const flrc_inputs *x, const uint8_t *group, int32_t t, int count, int width,
+                   float *y, ptrdiff_t stride, bool add) {
+  for (int half = 0; half < 2; half++) rows_of_half(plane, x, group, half, t, count, width, y, stride, add);
 }
+
+#include "groups.h"

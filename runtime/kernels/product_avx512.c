@@ -78,15 +78,6 @@ INLINE void tokens(const flrc_plane *plane, const flrc_inputs *x, const uint8_t 
   }
 }
 
-INLINE void groups(const flrc_plane *plane, const flrc_inputs *x, int32_t first, int32_t last, float *y, ptrdiff_t stride,
-                   bool add, int width) {
-  size_t size = flrc_group_bytes(plane);
-  for (int32_t g = first; g < last; g++) {
-    const uint8_t *group = plane->data + (size_t)g * size;
-    int32_t t = 0;
-    for (; t + 4 <= x->tokens; t += 4) tokens(plane, x, group, t, 4, width, y + FLRC_ROWS * g, stride, add);
-    for (; t < x->tokens; t++) tokens(plane, x, group, t, 1, width, y + FLRC_ROWS * g, stride, add);
-  }
-}
+#include "groups.h"
 
 FLRC_PRODUCT(flrc_product_avx512)

@@ -26,29 +26,4 @@ static inline float flrc_factor(const flrc_plane *plane, float x_scale) { return
 /* The integer that stands for 0. */
 static inline int32_t flrc_zero(int32_t width) { return 1 << (width - 1); }
 
-/* Defines a product from `groups(plane, x, first, last, y, stride, add, width)`, compiled for every width by itself. */
-#define FLRC_PRODUCT(name)                                                                                                 \
-  void name(const flrc_plane *plane, const flrc_inputs *x, int32_t first, int32_t last, float *y, ptrdiff_t stride,        \
-            bool add) {                                                                                                    \
-    switch (plane->width) {                                                                                                \
-    case 8:                                                                                                                \
-      groups(plane, x, first, last, y, stride, add, 8);                                                                    \
-      break;                                                                                                               \
-    case 6:                                                                                                                \
-      groups(plane, x, first, last, y, stride, add, 6);                                                                    \
-      break;                                                                                                               \
-    case 5:                                                                                                                \
-      groups(plane, x, first, last, y, stride, add, 5);                                                                    \
-      break;                                                                                                               \
-    case 4:                                                                                                                \
-      groups(plane, x, first, last, y, stride, add, 4);                                                                    \
-      break;                                                                                                               \
-    case 3:                                                                                                                \
-      groups(plane, x, first, last, y, stride, add, 3);                                                                    \
-      break;                                                                                                               \
-    default:                                                                                                               \
-      groups(plane, x, first, last, y, stride, add, 2);                                                                    \
-    }                                                                                                                      \
-  }
-
 #endif
