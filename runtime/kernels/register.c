@@ -1,12 +1,21 @@
-/* What onnxruntime calls when the library is named as one of custom operators: the domain flrc. */
+/* What is called from outside: by onnxruntime, when the library is named as one of custom operators (the domain flrc), and by
+ * those who look for the library. */
+#include "flrc_product.h"
 #include "ort_api.h"
+
+#if defined(_WIN32)
+#define FLRC_EXPORT __declspec(dllexport)
+#else
+#define FLRC_EXPORT __attribute__((visibility("default")))
+#endif
+
+#define FLRC_KERNELS_VERSION 1 /* of the operators: raised with every change that a graph or a caller can see */
 
 extern const OrtCustomOp flrc_linear;
 
-#if defined(_WIN32)
-__declspec(dllexport)
-#endif
-OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base);
+FLRC_EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base);
+FLRC_EXPORT int flrc_kernels_version(void);
+FLRC_EXPORT const char *flrc_kernels_isa(void);
 
 OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
   const OrtApi *api = base->get_api(FLRC_ORT_VERSION);
@@ -16,4 +25,12 @@ OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base)
   if (!status) status = ORT(api, CustomOpDomain_Add)(domain, &flrc_linear);
   if (!status) status = ORT(api, AddCustomOpDomain)(options, domain);
   return status;
+}
+
+int flrc_kernels_version(void) { return FLRC_KERNELS_VERSION; }
+
+/* The instruction set in use; NULL if FLRC_EDGE_ISA names none of this machine. */
+const char *flrc_kernels_isa(void) {
+  const char *name = NULL;
+  return flrc_best_product(&name) ? name : NULL;
 }

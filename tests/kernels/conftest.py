@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import shutil
@@ -23,16 +24,20 @@ import fetch_tools  # noqa: E402
 
 # In the user's own cache, before tests get one of their own.
 EMULATOR, ARCHIVE = arm64_check.installed_qemu(), fetch_tools.tools_folder() / fetch_tools.AAR_FILE
-FLAGS = ["-std=c11", "-O3", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion"]
 # Set by test_sanitizers.py, whose process has the sanitizers' libraries loaded.
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SANITIZED = os.environ.get("FLRC_EDGE_SANITIZE") == "1"
-OF_X86 = {
-    "product_avx2.c": ["-mavx2", "-mfma"],
-    "product_avx_vnni.c": ["-mavx2", "-mfma", "-mavxvnni"],
-    "product_avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512vnni"],
-}
-OF_ARM = {"product_neon.c": ["-march=armv8.2-a+dotprod"]}
+
+
+def build_script() -> Any:
+    """Return runtime/kernels/build.py, which owns sources and flags, as a module."""
+    name = "flrc_kernels_build"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, SOURCES / "build.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
 class Plane(ctypes.Structure):
@@ -123,18 +128,13 @@ def supported() -> list[str]:
     return ["portable", *(name for name, need in needed.items() if need <= flags)]
 
 
-def compiled(
-    compiler: str, folder: Path, own: dict[str, list[str]], others: dict[str, list[str]]
-) -> list[str]:
-    """Compile every source but other processors'; return the objects."""
-    objects = []
-    for source in sorted(SOURCES.glob("*.c")):
-        if source.name not in others:
-            target = folder / f"{source.stem}.o"
-            flags = [*FLAGS, *own.get(source.name, []), *(SANITIZE if SANITIZED else [])]
-            subprocess.run([compiler, *flags, "-c", str(source), "-o", str(target)], check=True)
-            objects.append(str(target))
-    return objects
+def compiled(compiler: str, folder: Path, machine: str) -> list[str]:
+    """Compile every source of a processor, warnings on, nothing hidden; return the objects."""
+    script = build_script()
+    more = SANITIZE if SANITIZED else []
+    return [
+        str(p) for p in script.compile_all(script.Compiler((compiler,)), folder, machine, more, warnings=True)
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +144,7 @@ def arm64(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     if EMULATOR is None or compiler is None:
         pytest.skip(f"qemu-aarch64 and {arm64_check.COMPILER} are needed (make test-needs NEEDS=--install)")
     folder = tmp_path_factory.mktemp("arm64")
-    objects = compiled(compiler, folder, OF_ARM, OF_X86)
+    objects = compiled(compiler, folder, "aarch64")
     program, main = folder / "product", Path(__file__).parent / "arm64_product.c"
     options = ["-std=c11", "-O2", "-static", "-I", str(SOURCES)]
     subprocess.run([compiler, *options, str(main), *objects, "-o", str(program), "-lm"], check=True)
@@ -166,7 +166,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     if compiler is None or platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("the kernels' tests need a C compiler on x86-64")
     folder = tmp_path_factory.mktemp("kernels")
-    objects = compiled(compiler, folder, OF_X86, OF_ARM)
+    objects = compiled(compiler, folder, "x86_64")
     library = folder / "libflrc.so"
     options = ["-shared", *(SANITIZE if SANITIZED else [])]
     subprocess.run([compiler, *options, "-o", str(library), *objects, "-lm"], check=True)
