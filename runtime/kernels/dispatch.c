@@ -5,10 +5,9 @@
 #include "flrc_product.h"
 
 typedef struct {
-  const char *name;
-  flrc_product *product;
+  flrc_isa isa;
   bool (*here)(void);
-} isa;
+} choice;
 
 static bool always(void) { return true; }
 
@@ -67,25 +66,25 @@ static bool avx512(void) {
 }
 #endif
 
-static const isa ALL[] = {
+#define FUNCTIONS(name, product, vector) {#name, flrc_product_##product, flrc_floats_##vector, flrc_prepare_##vector}
+
+static const choice ALL[] = {
 #if defined(__x86_64__)
-    {"avx512", flrc_product_avx512, avx512},
-    {"avx_vnni", flrc_product_avx_vnni, avx_vnni},
-    {"avx2", flrc_product_avx2, avx2},
+    {FUNCTIONS(avx512, avx512, avx512), avx512},
+    {FUNCTIONS(avx_vnni, avx_vnni, avx2), avx_vnni},
+    {FUNCTIONS(avx2, avx2, avx2), avx2},
 #endif
 #if defined(__aarch64__)
-    {"neon", flrc_product_neon, neon},
+    {FUNCTIONS(neon, neon, neon), neon},
 #endif
-    {"portable", flrc_product_portable, always},
+    {FUNCTIONS(portable, portable, portable), always},
 };
 
-flrc_product *flrc_best_product(const char **name) {
+const flrc_isa *flrc_best_isa(void) {
   const char *wanted = getenv("FLRC_EDGE_ISA");
   for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++) {
-    if (wanted && *wanted && strcmp(wanted, ALL[i].name) != 0) continue;
-    if (!ALL[i].here()) continue;
-    if (name) *name = ALL[i].name;
-    return ALL[i].product;
+    if (wanted && *wanted && strcmp(wanted, ALL[i].isa.name) != 0) continue;
+    if (ALL[i].here()) return &ALL[i].isa;
   }
   return NULL;
 }

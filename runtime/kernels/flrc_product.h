@@ -2,7 +2,7 @@
  *
  * One result everywhere: sums of integers are exact, and per row and token the blocks' sums are added in their order with
  * one fused multiply-add each. So the bytes of y are the same on every instruction set, for any cut of rows between threads
- * and any number of tokens at a time. linear_portable.c is the specification.
+ * and any number of tokens at a time. product_portable.c is the specification.
  *
  * Activations: int8 in blocks of 32 inputs, each with a float scale (its largest magnitude / 127) and the sum of its integers.
  *
@@ -14,6 +14,9 @@
  *   plane of 4 bits, line j of 4: low nibble input 8j + k, high nibble 8j + 4 + k
  *   plane of 2 bits, line j of 2: bits 2f, 2f + 1 (f = 0 .. 3) input 16j + 4f + k
  *   plane of 1 bit, one line:     bit f (f = 0 .. 7) input 4f + k
+ * A plane may be of floats instead (width 32, little-endian): the same groups of 16 rows, then one line of 64 bytes an input, and
+ * no scales. It multiplies the float activations themselves, inputs in their order, with one fused multiply-add each.
+ *
  * A scale byte is sign, 4 bits e and 3 bits m: 0 is zero, else e is 1 .. 15 and it is +-(1 + m/8) * 2^(e - 7), times the
  * plane's own float. (No byte has e = 0 but zero itself, so no arithmetic meets a subnormal number.)
  */
@@ -28,12 +31,13 @@
 #define FLRC_ROWS 16  /* rows of a group */
 #define FLRC_STRIP 4  /* blocks whose scales share a line */
 #define FLRC_LINE 64  /* bytes */
+#define FLRC_FLOAT 32 /* the width of a plane of floats */
 
 typedef struct {
   const uint8_t *data; /* aligned to 64 bytes */
   int32_t groups;      /* of 16 rows */
   int32_t blocks;      /* of 32 inputs, as stored */
-  int32_t width;       /* bits of an integer */
+  int32_t width;       /* bits of an integer, or 32: floats */
   float scale;         /* that all scale bytes are multiples of */
 } flrc_plane;
 
@@ -44,25 +48,58 @@ typedef struct {
   int32_t tokens;
   int32_t stride; /* blocks from one token to the next */
   int32_t blocks; /* that are read: of a plane of more, the first ones */
+  const float *floats; /* [tokens][32 * stride]: what planes of floats multiply; the three above may be NULL then */
 } flrc_inputs;
 
 /* Bytes of one group of rows. */
 static inline size_t flrc_group_bytes(const flrc_plane *plane) {
+  if (plane->width == FLRC_FLOAT) return FLRC_LINE * FLRC_BLOCK * (size_t)plane->blocks;
   size_t strips = ((size_t)plane->blocks + FLRC_STRIP - 1) / FLRC_STRIP;
   return FLRC_LINE * (strips + (size_t)plane->blocks * (size_t)plane->width);
 }
-
-/* Quantizes one token's `blocks` blocks of activations; returns false if a value is not finite (its block is then zero). */
-bool flrc_quantize(const float *x, int32_t blocks, int8_t *integers, float *scales, int32_t *sums);
 
 /* Writes y[token * stride + 16 * group + row] of groups first .. last - 1; adds to what is there if `add`. */
 typedef void flrc_product(const flrc_plane *plane, const flrc_inputs *x, int32_t first, int32_t last, float *y,
                           ptrdiff_t stride, bool add);
 
 flrc_product flrc_product_portable, flrc_product_avx2, flrc_product_avx_vnni, flrc_product_avx512, flrc_product_neon;
+flrc_product flrc_floats_portable, flrc_floats_avx2, flrc_floats_avx512, flrc_floats_neon; /* of planes of floats */
 
-/* The product of this machine, or of the instruction set that FLRC_EDGE_ISA names (portable, avx2, avx_vnni, avx512, neon);
- * NULL if that is not to be had here. `name`, if not NULL, becomes its name. */
-flrc_product *flrc_best_product(const char **name);
+/* What one token's activations are made of before they are multiplied; only x must be there. */
+typedef struct {
+  const float *x;         /* [columns] */
+  const float *gate;      /* whose activation x is multiplied by */
+  const float *post_norm; /* weights of a norm of that */
+  const float *residual;  /* that is added */
+  float *sum;             /* where what was added goes, if residual is there */
+  const float *norm;      /* weights of a norm of all that */
+  int32_t columns;
+  float epsilon; /* of both norms, positive */
+  bool gelu;     /* the activation is GELU in its tanh form, not SiLU */
+} flrc_prologue;
+
+/* Where a token's activations go, filled up with zeros to a block; `integers` and what is with them, or `floats`, may be NULL. */
+typedef struct {
+  int8_t *integers;
+  float *scales;
+  int32_t *sums;
+  float *floats;
+} flrc_prepared;
+
+/* Prepares blocks first .. last - 1 of a token, with norms all of them. Returns false if a value is not finite. */
+typedef bool flrc_prepare(const flrc_prologue *p, int32_t first, int32_t last, const flrc_prepared *out);
+
+flrc_prepare flrc_prepare_portable, flrc_prepare_avx2, flrc_prepare_avx512, flrc_prepare_neon;
+
+/* An instruction set's functions. */
+typedef struct {
+  const char *name;
+  flrc_product *product, *floats;
+  flrc_prepare *prepare;
+} flrc_isa;
+
+/* The best of this machine, or the one that FLRC_EDGE_ISA names (portable, avx2, avx_vnni, avx512, neon); NULL if that is not to
+ * be had here. */
+const flrc_isa *flrc_best_isa(void);
 
 #endif

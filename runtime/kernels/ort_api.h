@@ -26,8 +26,8 @@ typedef struct {
 } OrtApiBase;
 
 enum { ORT_INVALID_ARGUMENT = 2 };
-enum { ORT_FLOAT = 1, ORT_UINT8 = 2 }; /* ONNXTensorElementDataType */
-enum { ORT_REQUIRED = 0, ORT_VARIADIC = 2 };
+enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT64 = 7 }; /* ONNXTensorElementDataType */
+enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1, ORT_VARIADIC = 2 };
 
 /* name, place in the table, signature */
 #define FLRC_ORT_ENTRIES(entry)                                                                                              \
@@ -41,7 +41,9 @@ enum { ORT_REQUIRED = 0, ORT_VARIADIC = 2 };
   entry(GetDimensions, 62, (const OrtTensorTypeAndShapeInfo *info, int64_t *out, size_t count))                              \
   entry(GetTensorShapeElementCount, 64, (const OrtTensorTypeAndShapeInfo *info, size_t *out))                                \
   entry(GetTensorTypeAndShape, 65, (const OrtValue *value, OrtTensorTypeAndShapeInfo **out))                                 \
+  entry(KernelInfoGetAttribute_float, 85, (const OrtKernelInfo *info, const char *name, float *out))                         \
   entry(KernelInfoGetAttribute_int64, 86, (const OrtKernelInfo *info, const char *name, int64_t *out))                       \
+  entry(KernelInfoGetAttribute_string, 87, (const OrtKernelInfo *info, const char *name, char *out, size_t *size))           \
   entry(KernelContext_GetInput, 90, (const OrtKernelContext *context, size_t index, const OrtValue **out))                   \
   entry(KernelContext_GetOutput, 91,                                                                                         \
         (OrtKernelContext *context, size_t index, const int64_t *dimensions, size_t count, OrtValue **out))                  \
@@ -49,6 +51,7 @@ enum { ORT_REQUIRED = 0, ORT_VARIADIC = 2 };
   entry(KernelInfoGetAttributeArray_int64, 163, (const OrtKernelInfo *info, const char *name, int64_t *out, size_t *size))   \
   entry(KernelInfo_GetInputCount, 230, (const OrtKernelInfo *info, size_t *out))                                             \
   entry(KernelInfo_GetOutputCount, 231, (const OrtKernelInfo *info, size_t *out))                                            \
+  entry(KernelInfo_GetInputName, 232, (const OrtKernelInfo *info, size_t index, char *out, size_t *size))                    \
   entry(KernelInfoGetConstantInput_tensor, 249,                                                                              \
         (const OrtKernelInfo *info, size_t index, int *is_constant, const OrtValue **out))                                   \
   entry(KernelContext_ParallelFor, 274,                                                                                      \

@@ -17,12 +17,12 @@ int main(void) {
     float *unit = taken(sizeof(float));
     flrc_plane plane = {taken((size_t)head[6]), head[0], head[1], head[2], *unit};
     flrc_inputs x = {taken(tokens * blocks * FLRC_BLOCK), taken(4 * tokens * blocks), taken(4 * tokens * blocks),
-                     head[3], head[1], head[4]};
+                     head[3], head[1], head[4], NULL};
     for (int i = 0; i < 2; i++) {
       float *y = taken(4 * tokens * rows);
       (i ? flrc_product_portable : flrc_product_neon)(&plane, &x, 0, head[0], y, (ptrdiff_t)rows, head[5] != 0);
       fwrite(y, 4, tokens * rows, stdout);
     }
   }
-  return flrc_best_product(NULL) == flrc_product_neon ? 0 : 3;
+  return flrc_best_isa()->product == flrc_product_neon ? 0 : 3;
 }

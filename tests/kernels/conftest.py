@@ -29,6 +29,9 @@ SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SANITIZED = os.environ.get("FLRC_EDGE_SANITIZE") == "1"
 
 
+VECTORS = {"avx_vnni": "avx2"}  # instruction sets whose floats are another's
+
+
 def build_script() -> Any:
     """Return runtime/kernels/build.py, which owns sources and flags, as a module."""
     name = "flrc_kernels_build"
@@ -58,6 +61,30 @@ class Inputs(ctypes.Structure):
         ("tokens", ctypes.c_int32),
         ("stride", ctypes.c_int32),
         ("blocks", ctypes.c_int32),
+        ("floats", ctypes.c_void_p),
+    )
+
+
+class Prologue(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("gate", ctypes.c_void_p),
+        ("post_norm", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("sum", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("columns", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("gelu", ctypes.c_bool),
+    )
+
+
+class Prepared(ctypes.Structure):
+    _fields_ = (
+        ("integers", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("floats", ctypes.c_void_p),
     )
 
 
@@ -76,17 +103,37 @@ class Kernels:
         self.library = ctypes.CDLL(str(path))
         self.isas = isas
 
-    def quantize(self, x: Any) -> tuple[Any, Any, Any, bool]:
-        """Return int8 ``[tokens, inputs]``, scales and sums ``[tokens, blocks]``, and whether all was finite."""
-        tokens, inputs = x.shape
-        q = np.zeros((tokens, inputs), np.int8)
-        scales = np.zeros((tokens, inputs // 32), np.float32)
-        sums = np.zeros((tokens, inputs // 32), np.int32)
-        function, finite = self.library.flrc_quantize, True
+    def prepare(
+        self, isa: str, x: Any, *, gelu: bool = False, epsilon: float = 1e-5, **given: Any
+    ) -> tuple[Any, Any, Any, Any, Any, bool]:
+        """Return int8 ``[tokens, inputs]``, scales and sums ``[tokens, blocks]``, floats, the sum, if all was finite.
+
+        ``given``: gate and residual like x, post_norm and norm ``[columns]``.
+        """
+        tokens, columns = x.shape
+        blocks = -(-columns // 32)
+        q, floats = np.zeros((tokens, 32 * blocks), np.int8), np.zeros((tokens, 32 * blocks), np.float32)
+        scales, sums = np.zeros((tokens, blocks), np.float32), np.zeros((tokens, blocks), np.int32)
+        added = np.zeros_like(x)
+        function, finite = getattr(self.library, f"flrc_prepare_{VECTORS.get(isa, isa)}"), True
         function.restype = ctypes.c_bool
         for t in range(tokens):
-            at = [a[t].ctypes.data_as(ctypes.c_void_p) for a in (x, q, scales, sums)]
-            finite &= function(at[0], ctypes.c_int32(inputs // 32), *at[1:])
+            rows = {name: (a[t] if a.ndim == 2 else a).ctypes.data for name, a in given.items()}
+            prologue = Prologue(
+                x=x[t].ctypes.data,
+                sum=added[t].ctypes.data,
+                columns=columns,
+                epsilon=epsilon,
+                gelu=gelu,
+                **rows,
+            )
+            out = Prepared(*(a[t].ctypes.data for a in (q, scales, sums, floats)))
+            finite &= function(ctypes.byref(prologue), 0, blocks, ctypes.byref(out))
+        return q, scales, sums, floats, added, finite
+
+    def quantize(self, x: Any) -> tuple[Any, Any, Any, bool]:
+        """Return int8 ``[tokens, inputs]``, scales and sums ``[tokens, blocks]``, and whether all was finite."""
+        q, scales, sums, _, _, finite = self.prepare("portable", x)
         return q, scales, sums, finite
 
     def product(
@@ -121,9 +168,9 @@ def supported() -> list[str]:
     """Return the instruction sets that this machine has; /proc/cpuinfo says it on Linux."""
     flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
     needed = {
-        "avx2": {"avx2", "fma"},
-        "avx_vnni": {"avx2", "fma", "avx_vnni"},
-        "avx512": {"avx512f", "avx512bw", "avx512_vnni"},
+        "avx2": {"avx2", "fma", "f16c"},
+        "avx_vnni": {"avx2", "fma", "f16c", "avx_vnni"},
+        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
     }
     return ["portable", *(name for name, need in needed.items() if need <= flags)]
 
