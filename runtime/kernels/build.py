@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ SETS = {
 }
 ZIG_FLAGS = {"-march=armv8.2-a+dotprod": "-mcpu=generic+v8_2a+dotprod"}
 # Nothing but what is used, no symbols; phones may have pages of 16 KB.
-ELF = ("-shared", "-s", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384")
+ELF = ("-shared", "-s", "-Wl,--gc-sections", "-Wl,-z,defs", "-Wl,-z,max-page-size=16384")
 
 
 class BuildError(Exception):
@@ -61,6 +62,7 @@ class Platform:
     zig: str
     tag: str
     link: tuple[str, ...]
+    headers: Path | None = None  # of a C library that ziglang does not have
 
 
 PLATFORMS = {
@@ -76,7 +78,14 @@ PLATFORMS = {
     "windows-x86_64": Platform(
         "x86_64", "flrc_kernels.dll", "x86_64-windows-gnu", "win_amd64", ("-shared", "-s")
     ),
-    "android-arm64": Platform("aarch64", "libflrc_kernels.so", "aarch64-linux-android.26", "", ELF),
+    "android-arm64": Platform(
+        "aarch64",
+        "libflrc_kernels.so",
+        "aarch64-linux-android.26",
+        "",
+        (*ELF, "-Wl,-soname,libflrc_kernels.so"),
+        SOURCES / "android",
+    ),
 }
 
 
@@ -190,36 +199,59 @@ def compile_all(
         return list(pool.map(one, sources(machine)))
 
 
-def build(folder: Path = PACKAGE, name: str | None = None) -> Path:
+def build(folder: Path = PACKAGE, name: str | None = None, own: Compiler | None = None) -> Path:
     """Build the library into a folder, where it appears whole or not at all.
 
     Args:
         folder: Where to.
         name: One of PLATFORMS; None: this machine.
+        own: A compiler for that platform, with its C library (the NDK's); None: ziglang, or this machine's.
 
     Raises:
         BuildError: There is no compiler, or it fails.
     """
-    compiler = zig() if name is not None else native_compiler() or zig()
+    compiler = own or (zig() if name is not None else native_compiler() or zig())
     if compiler is None:
         what = "no C compiler that knows its instruction sets is" if name is None else "ziglang is not"
         raise BuildError(f"the operator library cannot be built: {what} here; pip install ziglang")
     to = this_machine() if name is None else PLATFORMS[name]
-    target_flags = ["-target", to.zig] if name is not None else []
-    hidden = ["-fvisibility=hidden", "-ffunction-sections", *target_flags]
+    if name is not None:
+        target = [] if own else ["-target", to.zig]
+    else:  # zig alone would use whatever this very processor has
+        target = ["-mcpu=baseline"] if compiler.zig else []
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         work = Path(scratch)
-        objects = compile_all(compiler, work, to.machine, hidden)
-        compiler.run([*target_flags, *to.link, "-o", work / to.file, *objects, "-lm"])
+        more = ["-fvisibility=hidden", "-ffunction-sections", *target]
+        if own is None and to.headers is not None:
+            objects = compile_all(compiler, work, to.machine, [*more, "-isystem", str(to.headers)])
+            _link_alone(compiler, to, work, objects, target)
+        else:
+            objects = compile_all(compiler, work, to.machine, more)
+            compiler.run([*target, *to.link, "-o", work / to.file, *objects, "-lm"])
         return (work / to.file).replace(folder / to.file)
+
+
+def _link_alone(
+    compiler: Compiler, to: Platform, work: Path, objects: list[Path], target: Sequence[str]
+) -> None:
+    """Link where ziglang has no C library: against an empty one with the names that our headers declare."""
+    assert to.headers is not None
+    names = re.findall(r"^\w[\w *]*?(\w+)\(", (to.headers / "libc.h").read_text(), re.M)
+    stub, source, libc = work / "stub.o", work / "stub.c", work / "libc.so"
+    source.write_text("".join(f"void {name}(void) {{}}\n" for name in names))
+    compiler.run([*target, "-fPIC", "-fno-builtin", "-w", "-c", source, "-o", stub])
+    linker = Compiler((*compiler.command[:-1], "ld.lld"))
+    linker.run(["-shared", "-soname", libc.name, "-o", libc, stub])
+    options = [part for option in to.link for part in option.removeprefix("-Wl,").split(",")]
+    linker.run([*options, "-o", work / to.file, *objects, libc])
 
 
 def is_fresh(library: Path) -> bool:
     """Return whether a library is newer than all it is made of."""
     if not library.is_file():
         return False
-    made_of = [*SOURCES.glob("*.[ch]"), SOURCES / "build.py"]
+    made_of = [*SOURCES.rglob("*.[ch]"), SOURCES / "build.py"]
     return library.stat().st_mtime >= max(path.stat().st_mtime for path in made_of)
 
 
@@ -229,6 +261,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--platform", choices=PLATFORMS, help="another one than this machine; needs ziglang")
+    parser.add_argument("--compiler", help="for that platform, instead of ziglang: the NDK's clang")
     parser.add_argument("-o", "--output", type=Path, help="the folder; without it, where the runtime looks")
     parser.add_argument("--force", action="store_true", help="build it also if it is newer than its sources")
     given = parser.parse_args()
@@ -238,7 +271,8 @@ def main() -> None:
     file = (PLATFORMS[given.platform] if given.platform else this_machine()).file
     try:
         if given.force or not is_fresh(folder / file):
-            build(folder, given.platform)
+            own = Compiler(tuple(shlex.split(given.compiler))) if given.compiler else None
+            build(folder, given.platform, own)
     except BuildError as error:
         sys.exit(f"Error: {error}")
     print(folder / file)
