@@ -31,6 +31,6 @@ int flrc_kernels_version(void) { return FLRC_KERNELS_VERSION; }
 
 /* The instruction set in use; NULL if FLRC_EDGE_ISA names none of this machine. */
 const char *flrc_kernels_isa(void) {
-  const char *name = NULL;
-  return flrc_best_product(&name) ? name : NULL;
+  const flrc_isa *isa = flrc_best_isa();
+  return isa ? isa->name : NULL;
 }
