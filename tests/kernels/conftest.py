@@ -136,6 +136,22 @@ class Kernels:
         q, scales, sums, _, _, finite = self.prepare("portable", x)
         return q, scales, sums, finite
 
+    def floats(
+        self, isa: str, data: Any, rows: int, x: Any, *, cut: int | None = None, onto: Any = None
+    ) -> Any:
+        """Return y ``[tokens, rows filled up]`` of a plane of floats, perhaps cut in two."""
+        groups, blocks = -(-rows // 16), x.shape[1] // 32
+        y = np.zeros((len(x), groups * 16), np.float32) if onto is None else onto.copy()
+        plane = Plane(data.ctypes.data, groups, blocks, 32, 1.0)
+        given = Inputs(None, None, None, len(x), blocks, blocks, x.ctypes.data)
+        function: Callable[..., None] = getattr(self.library, f"flrc_floats_{VECTORS.get(isa, isa)}")
+        for first, last in [(0, groups)] if cut is None else [(cut, groups), (0, cut)]:
+            function(
+                ctypes.byref(plane), ctypes.byref(given), first, last, y.ctypes.data_as(ctypes.c_void_p),
+                ctypes.c_ssize_t(groups * 16), ctypes.c_bool(onto is not None),
+            )  # fmt: skip
+        return y
+
     def product(
         self,
         isa: str,
@@ -184,18 +200,27 @@ def compiled(compiler: str, folder: Path, machine: str) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="session")
-def arm64(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return the command of arm64_product.c under qemu."""
+def emulated(main: str, folder: Path) -> list[str]:
+    """Return the command of a program for arm64, with the kernels in it, under qemu."""
     compiler = shutil.which(arm64_check.COMPILER)
     if EMULATOR is None or compiler is None:
         pytest.skip(f"qemu-aarch64 and {arm64_check.COMPILER} are needed (make test-needs NEEDS=--install)")
-    folder = tmp_path_factory.mktemp("arm64")
     objects = compiled(compiler, folder, "aarch64")
-    program, main = folder / "product", Path(__file__).parent / "arm64_product.c"
+    program = folder / Path(main).stem
     options = ["-std=c11", "-O2", "-static", "-I", str(SOURCES)]
-    subprocess.run([compiler, *options, str(main), *objects, "-o", str(program), "-lm"], check=True)
+    source = str(Path(__file__).parent / main)
+    subprocess.run([compiler, *options, source, *objects, "-o", str(program), "-lm"], check=True)
     return [str(EMULATOR), str(program)]
+
+
+@pytest.fixture(scope="session")
+def arm64(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return emulated("arm64_product.c", tmp_path_factory.mktemp("arm64"))
+
+
+@pytest.fixture(scope="session")
+def arm64_prepare(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return emulated("arm64_prepare.c", tmp_path_factory.mktemp("arm64"))
 
 
 @pytest.fixture(scope="session")
