@@ -50,16 +50,13 @@ class Need:
 
 
 ENGINE = {"javac": "default-jdk-headless", "npm": "npm", "gcc": "gcc libc6-dev"}
-APK = {**fetch_sdk.PROGRAMS, str(fetch_sdk.FRAMEWORK): "android-framework-res"}
+CROSS = {arm64_check.COMPILER: arm64_check.COMPILER_PACKAGES}
+APK = {**fetch_sdk.PROGRAMS, str(fetch_sdk.FRAMEWORK): "android-framework-res", **CROSS}
 NEEDS = (
     Need("the Android engine on a JVM", ENGINE, fetch_tools.fetch),
     Need("the APK", APK, fetch_sdk.fetch),
     Need("the engine that is in the APK", {"enjarify": "enjarify"}),
-    Need(
-        "the APK's library under qemu",
-        {arm64_check.COMPILER: arm64_check.COMPILER_PACKAGES},
-        arm64_check.qemu,
-    ),
+    Need("the APK's library under qemu", CROSS, arm64_check.qemu),
     Need("bench beside llama.cpp", {"llama-bench": "llama.cpp"}),
     Need("WebGPU on a software adapter", {SWIFTSHADER: "chromium", VULKAN: "libvulkan1"}),
 )

@@ -1,7 +1,7 @@
 """Build, sign and check the APK without Gradle: ``make apk``.
 
 aapt packs manifest, resources and the page; javac compiles app and engine; D8 makes dex; onnxruntime's arm64 libraries
-come out of its Android archive. What is then in the APK is looked at: signature, permissions, libraries, classes.
+come out of its Android archive, that of the operators is built (runtime/kernels/build.py). What is then in the APK is looked at: signature, permissions, libraries, classes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from pathlib import Path
 import fetch_sdk
 import fetch_tools
 
+from kernels import build as kernels
+
 DEMO = Path(__file__).parents[1]
 APP = DEMO / "app" / "src" / "main"
 ABI = "arm64-v8a"
+PLATFORM = "android-arm64"  # of runtime/kernels/build.py
 MIN_API = "26"
 MAIN_CLASS = "Ldev/flrc/app/MainActivity;"
 DEBUG_PASSWORD = "android"  # of the key that is made here, as Android's own tools make one: it proves nothing
@@ -68,6 +71,10 @@ def build(target: Path, *, key: Path, password: str) -> None:
             ],
             "the dex file",
         )
+        try:
+            operators = kernels.build(work, PLATFORM)
+        except kernels.BuildError as error:
+            sys.exit(str(error))
         with (
             zipfile.ZipFile(tools / fetch_tools.AAR_FILE) as aar,
             zipfile.ZipFile(unsigned, "a", zipfile.ZIP_DEFLATED) as apk,
@@ -77,6 +84,7 @@ def build(target: Path, *, key: Path, password: str) -> None:
             for name in aar.namelist():
                 if name.startswith(f"jni/{ABI}/") and name.endswith(".so"):
                     apk.writestr(f"lib/{ABI}/{Path(name).name}", aar.read(name))
+            apk.write(operators, f"lib/{ABI}/{operators.name}")
         run(["zipalign", "-f", "-p", "4", unsigned, aligned], "the alignment")
         if not key.is_file():
             make_key(key, password)
@@ -110,6 +118,7 @@ def check(apk: Path) -> None:
         needed = {
             f"lib/{ABI}/libonnxruntime.so",
             f"lib/{ABI}/libonnxruntime4j_jni.so",
+            f"lib/{ABI}/{kernels.PLATFORMS[PLATFORM].file}",
             "assets/ui/index.html",
         }
         if missing := sorted(needed - names):

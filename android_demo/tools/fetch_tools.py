@@ -25,6 +25,7 @@ AAR, LINUX = "package/Plugins/Android/onnxruntime.aar", "package/Plugins/Linux/x
 AAR_FILE = "onnxruntime.aar"
 JAR = "classes.jar"
 STUBS = "libnnapistub.so"
+KERNELS = Path(__file__).parents[2] / "runtime" / "flrc_runtime" / "flrc_kernels.so"
 # DT_VERSYM, DT_VERDEF, DT_VERDEFNUM, DT_VERNEED, DT_VERNEEDNUM
 _VERSION_TAGS = (0x6FFFFFF0, 0x6FFFFFFC, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF)
 _ANDROID_LIBRARIES = ("c", "m", "dl", "log", "android")
@@ -116,8 +117,9 @@ def _compile(target: Path, code: str, *options: str) -> None:
 
 
 def java_environment(folder: Path) -> dict[str, str]:
-    """Return the environment in which a JVM of this machine loads the libraries."""
-    return {**os.environ, "LD_PRELOAD": str(folder / STUBS), "LD_LIBRARY_PATH": str(folder)}
+    """Return the environment in which a JVM of this machine loads the libraries, the operators' if it is built."""
+    own = {"FLRC_EDGE_KERNELS": str(KERNELS)} if KERNELS.is_file() else {}
+    return {**os.environ, **own, "LD_PRELOAD": str(folder / STUBS), "LD_LIBRARY_PATH": str(folder)}
 
 
 if __name__ == "__main__":

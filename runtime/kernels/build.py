@@ -3,7 +3,7 @@
     python runtime/kernels/build.py                               # for this machine, where the runtime looks for it
     python runtime/kernels/build.py --platform macos-arm64 -o out # for another one; needs ziglang
 
-The compiler is $CC, else gcc, clang or cc, else ziglang (pip install ziglang); for another platform always ziglang.
+The compiler is $CC, else gcc, clang or cc, else ziglang (pip install ziglang); for another platform ziglang.
 What a file is compiled with the end of its name says, ``*_avx2.c``, ``*_neon.c``, …; other processors' are left out.
 """
 
@@ -176,6 +176,13 @@ def native_compiler() -> Compiler | None:
     return None
 
 
+def cross_compiler(to: Platform) -> Compiler | None:
+    """Return a compiler for another platform: ziglang, for Android also a gcc, as neither has its C library."""
+    if (found := zig()) is not None or to.headers is None or not shutil.which("aarch64-linux-gnu-gcc"):
+        return found
+    return Compiler(("aarch64-linux-gnu-gcc", "-ffixed-x18"))  # which is Android's own
+
+
 def compile_all(
     compiler: Compiler, folder: Path, machine: str, more: Sequence[str] = (), *, warnings: bool = False
 ) -> list[Path]:
@@ -210,15 +217,14 @@ def build(folder: Path = PACKAGE, name: str | None = None, own: Compiler | None 
     Raises:
         BuildError: There is no compiler, or it fails.
     """
-    compiler = own or (zig() if name is not None else native_compiler() or zig())
+    to = this_machine() if name is None else PLATFORMS[name]
+    compiler = own or (cross_compiler(to) if name is not None else native_compiler() or zig())
     if compiler is None:
         what = "no C compiler that knows its instruction sets is" if name is None else "ziglang is not"
         raise BuildError(f"the operator library cannot be built: {what} here; pip install ziglang")
-    to = this_machine() if name is None else PLATFORMS[name]
-    if name is not None:
-        target = [] if own else ["-target", to.zig]
-    else:  # zig alone would use whatever this very processor has
-        target = ["-mcpu=baseline"] if compiler.zig else []
+    target: list[str] = []
+    if compiler.zig:  # by itself it would use whatever this very processor has
+        target = ["-mcpu=baseline"] if name is None else ["-target", to.zig]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         work = Path(scratch)
@@ -235,13 +241,17 @@ def build(folder: Path = PACKAGE, name: str | None = None, own: Compiler | None 
 def _link_alone(
     compiler: Compiler, to: Platform, work: Path, objects: list[Path], target: Sequence[str]
 ) -> None:
-    """Link where ziglang has no C library: against an empty one with the names that our headers declare."""
+    """Link where the C library is not to be had: against an empty one with the names that our headers declare."""
     assert to.headers is not None
     names = re.findall(r"^\w[\w *]*?(\w+)\(", (to.headers / "libc.h").read_text(), re.M)
     stub, source, libc = work / "stub.o", work / "stub.c", work / "libc.so"
     source.write_text("".join(f"void {name}(void) {{}}\n" for name in names))
     compiler.run([*target, "-fPIC", "-fno-builtin", "-w", "-c", source, "-o", stub])
-    linker = Compiler((*compiler.command[:-1], "ld.lld"))
+    if not compiler.zig:
+        compiler.run(["-nostdlib", "-shared", "-Wl,-soname,libc.so", "-o", libc, stub])
+        compiler.run(["-nostdlib", *to.link, "-o", work / to.file, *objects, libc])
+        return
+    linker = Compiler((*compiler.command[:-1], "ld.lld"))  # its cc does not link without a C library
     linker.run(["-shared", "-soname", libc.name, "-o", libc, stub])
     options = [part for option in to.link for part in option.removeprefix("-Wl,").split(",")]
     linker.run([*options, "-o", work / to.file, *objects, libc])
@@ -261,7 +271,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--platform", choices=PLATFORMS, help="another one than this machine; needs ziglang")
-    parser.add_argument("--compiler", help="for that platform, instead of ziglang: the NDK's clang")
+    parser.add_argument("--compiler", help="of that platform, with its C library: the NDK's clang")
     parser.add_argument("-o", "--output", type=Path, help="the folder; without it, where the runtime looks")
     parser.add_argument("--force", action="store_true", help="build it also if it is newer than its sources")
     given = parser.parse_args()

@@ -90,6 +90,7 @@ public final class StageSessions implements AutoCloseable {
                 if (threads > 0) {
                     options.setIntraOpNumThreads(threads);
                 }
+                Kernels.register(options);
                 session = session(graph, options);
             } catch (OrtException e) {
                 throw new VerificationException(
