@@ -66,7 +66,8 @@ static bool avx512(void) {
 }
 #endif
 
-#define FUNCTIONS(name, product, vector) {#name, flrc_product_##product, flrc_floats_##vector, flrc_prepare_##vector}
+#define FUNCTIONS(name, product, vector) \
+  {#name, flrc_product_##product, flrc_floats_##vector, flrc_prepare_##vector, &flrc_attention_##vector}
 
 static const choice ALL[] = {
 #if defined(__x86_64__)

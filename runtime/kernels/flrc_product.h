@@ -27,6 +27,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "flrc_attention.h"
+
 #define FLRC_BLOCK 32 /* inputs that share a scale */
 #define FLRC_ROWS 16  /* rows of a group */
 #define FLRC_STRIP 4  /* blocks whose scales share a line */
@@ -96,6 +98,7 @@ typedef struct {
   const char *name;
   flrc_product *product, *floats;
   flrc_prepare *prepare;
+  const flrc_attention_isa *attention;
 } flrc_isa;
 
 /* The best of this machine, or the one that FLRC_EDGE_ISA names (portable, avx2, avx_vnni, avx512, neon); NULL if that is not to

@@ -66,7 +66,9 @@ FLRC_ORT_ENTRIES(FLRC_ORT_TYPE)
 enum { FLRC_ORT_ENTRIES(FLRC_ORT_PLACE) };
 #undef FLRC_ORT_PLACE
 #define ORT(api, name) (((const ort_##name *)(const void *)(api))[ORT_PLACE_##name])
-#define FLRC_ORT_RELEASE_SHAPE 99 /* ReleaseTensorTypeAndShapeInfo, which returns nothing */
+/* They return nothing: ReleaseStatus, ReleaseTensorTypeAndShapeInfo. */
+#define FLRC_ORT_RELEASE_STATUS 93
+#define FLRC_ORT_RELEASE_SHAPE 99
 
 typedef struct OrtCustomOp OrtCustomOp;
 struct OrtCustomOp {

@@ -1,46 +1,7 @@
 /* The specification: one row, one token, one input at a time. */
 #include <math.h>
-#include <string.h>
 
 #include "tile.h"
-
-static uint32_t nibble(const uint8_t *plane, int32_t row, int32_t input) {
-  uint8_t byte = plane[FLRC_LINE * (input / 8) + 4 * row + input % 4];
-  return input / 4 % 2 ? byte >> 4 : byte & 15;
-}
-
-static uint32_t pair(const uint8_t *plane, int32_t row, int32_t input) {
-  uint8_t byte = plane[FLRC_LINE * (input / 16) + 4 * row + input % 4];
-  return byte >> (2 * (input / 4 % 4)) & 3;
-}
-
-static uint32_t bit(const uint8_t *plane, int32_t row, int32_t input) {
-  return plane[4 * row + input % 4] >> (input / 4) & 1;
-}
-
-static uint32_t integer(const uint8_t *tile, int32_t width, int32_t row, int32_t input) {
-  switch (width) {
-  case 8:
-    return nibble(tile, row, input) << 4 | nibble(tile + 4 * FLRC_LINE, row, input);
-  case 6:
-    return nibble(tile, row, input) << 2 | pair(tile + 4 * FLRC_LINE, row, input);
-  case 5:
-    return nibble(tile, row, input) << 1 | bit(tile + 4 * FLRC_LINE, row, input);
-  case 4:
-    return nibble(tile, row, input);
-  case 3:
-    return pair(tile, row, input) << 1 | bit(tile + 2 * FLRC_LINE, row, input);
-  default:
-    return pair(tile, row, input);
-  }
-}
-
-static float scale_of(uint8_t byte) {
-  uint32_t bits = (uint32_t)(byte & 0x80) << 24 | (uint32_t)(byte & 0x7f) << 20;
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
 
 void flrc_product_portable(const flrc_plane *plane, const flrc_inputs *x, int32_t first, int32_t last, float *y,
                            ptrdiff_t stride, bool add) {
@@ -56,9 +17,9 @@ void flrc_product_portable(const flrc_plane *plane, const flrc_inputs *x, int32_
           const int8_t *q = x->integers + place * FLRC_BLOCK;
           int32_t dot = 0;
           for (int32_t k = 0; k < FLRC_BLOCK; k++)
-            dot += (int32_t)integer(at.tile, plane->width, row, k) * q[k];
+            dot += (int32_t)flrc_integer(at.tile, plane->width, row, k) * q[k];
           dot -= flrc_zero(plane->width) * x->sums[place];
-          sum = fmaf((float)dot, scale_of(at.scales[row]) * flrc_factor(plane, x->scales[place]), sum);
+          sum = fmaf((float)dot, flrc_scale_of(at.scales[row]) * flrc_factor(plane, x->scales[place]), sum);
         }
         out[row] = add ? out[row] + sum : sum;
       }

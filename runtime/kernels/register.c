@@ -11,7 +11,9 @@
 
 #define FLRC_KERNELS_VERSION 1 /* of the operators: raised with every change that a graph or a caller can see */
 
-extern const OrtCustomOp flrc_linear;
+extern const OrtCustomOp flrc_linear, flrc_embedding, flrc_attention_op;
+
+static const OrtCustomOp *const ALL[] = {&flrc_linear, &flrc_embedding, &flrc_attention_op};
 
 FLRC_EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base);
 FLRC_EXPORT int flrc_kernels_version(void);
@@ -22,7 +24,7 @@ OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base)
   if (!api) return NULL; /* onnxruntime before 1.17: the session then says that it does not know the operators */
   OrtCustomOpDomain *domain = NULL;
   OrtStatus *status = ORT(api, CreateCustomOpDomain)("flrc", &domain);
-  if (!status) status = ORT(api, CustomOpDomain_Add)(domain, &flrc_linear);
+  for (size_t i = 0; !status && i < sizeof ALL / sizeof *ALL; i++) status = ORT(api, CustomOpDomain_Add)(domain, ALL[i]);
   if (!status) status = ORT(api, AddCustomOpDomain)(options, domain);
   return status;
 }

@@ -29,9 +29,9 @@ def test_entries_are_in_their_places(header: str) -> None:
     assert len(ours) >= 15
     for name, place in ours:
         assert names.index(name) == int(place), name
-    released = re.search(r"FLRC_ORT_RELEASE_SHAPE (\d+)", OURS)
-    assert released is not None
-    assert names[int(released[1])] == "ReleaseTensorTypeAndShapeInfo"
+    released = dict(re.findall(r"FLRC_ORT_RELEASE_(\w+) (\d+)", OURS))
+    theirs = {"STATUS": "ReleaseStatus", "SHAPE": "ReleaseTensorTypeAndShapeInfo"}
+    assert {key: names[int(place)] for key, place in released.items()} == theirs
 
 
 def test_entries_take_as_many_parameters(header: str) -> None:
