@@ -1,4 +1,4 @@
-/* The loops over groups of rows and over tokens, four at a time. Included by an instruction set's file behind its own
+/* The loops over groups of rows and over tokens, FLRC_TOKENS (8 or 4), 4, 2 or 1 at a time. Included by an instruction set's file behind its own
  * `tokens(plane, x, group, t, count, width, y, stride, add)`, which computes 16 rows of `count` tokens from `t` on.
  */
 INLINE void groups(const flrc_plane *plane, const flrc_inputs *x, int32_t first, int32_t last, float *y, ptrdiff_t stride,
@@ -7,7 +7,10 @@ INLINE void groups(const flrc_plane *plane, const flrc_inputs *x, int32_t first,
   for (int32_t g = first; g < last; g++) {
     const uint8_t *group = plane->data + (size_t)g * size;
     int32_t t = 0;
+    if (FLRC_TOKENS == 8)
+      for (; t + 8 <= x->tokens; t += 8) tokens(plane, x, group, t, 8, width, y + FLRC_ROWS * g, stride, add);
     for (; t + 4 <= x->tokens; t += 4) tokens(plane, x, group, t, 4, width, y + FLRC_ROWS * g, stride, add);
+    for (; t + 2 <= x->tokens; t += 2) tokens(plane, x, group, t, 2, width, y + FLRC_ROWS * g, stride, add);
     for (; t < x->tokens; t++) tokens(plane, x, group, t, 1, width, y + FLRC_ROWS * g, stride, add);
   }
 }

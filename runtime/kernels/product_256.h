@@ -5,6 +5,15 @@
 
 #include "tile.h"
 
+#define FLRC_TOKENS 8 /* at a time, for the integers of a tile unpacked once */
+
+/* Whether the integers are multiplied in halves of 4 bits: as 8, pairs of products overflow 16 bits. */
+#ifdef FLRC_VNNI
+#define HALVES(width) false
+#else
+#define HALVES(width) ((width) == 8)
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE __m256i line(const uint8_t *at, int j, int half) {
@@ -24,10 +33,14 @@ INLINE __m256i bits(const uint8_t *plane, int i, int half) {
   return _mm256_and_si256(_mm256_srli_epi16(line(plane, 0, half), i), _mm256_set1_epi8(1));
 }
 
-/* The integers of inputs 4i .. 4i + 3 of 8 rows; of 8 bits, the high four. */
+/* The integers of inputs 4i .. 4i + 3 of 8 rows; of 8 bits without VNNI, the high four. */
 INLINE __m256i integers(const uint8_t *tile, int width, int i, int half) {
   const uint8_t *low = tile + FLRC_LINE * (width == 3 ? 2 : 4);
   switch (width) {
+#ifdef FLRC_VNNI
+  case 8:
+    return _mm256_or_si256(_mm256_slli_epi16(nibbles(tile, i, half), 4), nibbles(low, i, half));
+#endif
   case 6:
     return _mm256_or_si256(_mm256_slli_epi16(nibbles(tile, i, half), 2), pairs(low, i, half));
   case 5:
@@ -47,13 +60,17 @@ INLINE __m256i four(const int8_t *q, int i) {
   return _mm256_set1_epi32(value);
 }
 
-/* The sums of 32 products of 8 rows. */
-INLINE __m256i dot(const __m256i *u, const int8_t *q, int width) {
-  __m256i sum = _mm256_setzero_si256();
+/* The sums of 32 products of 8 rows, from `sum` on. */
+INLINE __m256i dot(__m256i sum, const __m256i *u, const int8_t *q, int width) {
 #ifdef FLRC_VNNI
   (void)width;
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) sum = _mm256_dpbusd_avx_epi32(sum, u[i], four(q, i));
+  __m256i odd = _mm256_setzero_si256(); /* two chains wait less for one another */
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    sum = _mm256_dpbusd_avx_epi32(sum, u[i], four(q, i));
+    odd = _mm256_dpbusd_avx_epi32(odd, u[i + 1], four(q, i + 1));
+  }
+  sum = _mm256_add_epi32(sum, odd);
 #else
   /* Pairs of products fit 16 bits this often before they overflow: 15, 31 and 63 times 127, twice. */
   const int often = width <= 4 ? 8 : width == 5 ? 4 : 2;
@@ -77,7 +94,10 @@ INLINE __m256 scales_of(const uint8_t *bytes) {
 
 INLINE void rows_of_half(const flrc_plane *plane, const flrc_inputs *x, const uint8_t *group, int half, int32_t t, int count,
                          int width, float *y, ptrdiff_t stride, bool add) {
-  __m256 sum[4];
+  __m256 sum[FLRC_TOKENS];
+  float unit = flrc_factor(plane, 1.0f);
+  size_t from = (size_t)t * (size_t)x->stride;
+#pragma GCC unroll 8
   for (int c = 0; c < count; c++) sum[c] = _mm256_setzero_ps();
   for (int32_t b = 0; b < x->blocks; b++) {
     flrc_block at = flrc_block_at(group, b, width);
@@ -86,18 +106,24 @@ INLINE void rows_of_half(const flrc_plane *plane, const flrc_inputs *x, const ui
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
       u[i] = integers(at.tile, width, i, half);
-      if (width == 8) low[i] = nibbles(at.tile + 4 * FLRC_LINE, i, half);
+      if (HALVES(width)) low[i] = nibbles(at.tile + 4 * FLRC_LINE, i, half);
     }
+#pragma GCC unroll 8
     for (int c = 0; c < count; c++) {
-      size_t place = (size_t)(t + c) * (size_t)x->stride + (size_t)b;
+      size_t place = from + (size_t)c * (size_t)x->stride + (size_t)b;
       const int8_t *q = x->integers + place * FLRC_BLOCK;
-      __m256i all = dot(u, q, width == 8 ? 4 : width);
-      if (width == 8) all = _mm256_add_epi32(_mm256_slli_epi32(all, 4), dot(low, q, 4));
-      all = _mm256_sub_epi32(all, _mm256_set1_epi32(flrc_zero(width) * x->sums[place]));
-      __m256 factor = _mm256_mul_ps(scales, _mm256_set1_ps(flrc_factor(plane, x->scales[place])));
+      __m256i all = _mm256_set1_epi32(-flrc_zero(width) * x->sums[place]);
+      if (HALVES(width)) {
+        __m256i high = dot(_mm256_setzero_si256(), u, q, 4);
+        all = dot(_mm256_add_epi32(all, _mm256_slli_epi32(high, 4)), low, q, 4);
+      } else {
+        all = dot(all, u, q, width);
+      }
+      __m256 factor = _mm256_mul_ps(scales, _mm256_set1_ps(unit * x->scales[place]));
       sum[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(all), factor, sum[c]);
     }
   }
+#pragma GCC unroll 8
   for (int c = 0; c < count; c++) {
     float *out = y + (t + c) * stride + 8 * half;
     _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), sum[c]) : sum[c]);

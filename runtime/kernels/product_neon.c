@@ -3,6 +3,7 @@
 
 #include "tile.h"
 
+#define FLRC_TOKENS 4
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE uint8x16_t line(const uint8_t *at, int j, int quarter) { return vld1q_u8(at + FLRC_LINE * j + 16 * quarter); }
