@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from flrc_edge.errors import NumericalError
-from flrc_exporters.number_format import SCALES, NumberFormat, dequantize, pack, quantize, reach
+from flrc_exporters import block_scales
+from flrc_exporters.number_format import LEAST, SCALES, NumberFormat, dequantize, fit_powers, pack, quantize, reach
 
 DAMPING = 1e-2  # of the median energy of an input; the mean is that of a few massive tokens in some layers
 SWEEPS = 2  # passes of coordinate descent after the first rounding
@@ -26,7 +27,7 @@ class QuantizedMatrix:
 
     Args:
         packed: ``[out, blocks, block · bits / 8]`` uint8, as number_format.py packs them.
-        scales: ``[out, blocks]`` float32.
+        scales: ``[out, blocks]`` float32, such that a byte can hold each (block_scales.py).
         in_features: ``in``; the last block of a row may be padded.
         format: Bits and block.
     """
@@ -148,8 +149,8 @@ def _round_block(
     half = 1 << (bits - 1)
     size, rows = target.shape
     peak = target.gather(0, target.abs().argmax(0, keepdim=True))[0]
-    base = torch.where(peak == 0, torch.ones_like(peak), peak / -reach(bits))
-    scale = torch.tensor(SCALES[bits])[:, None] * base  # (candidates, out)
+    base = torch.where(peak.abs() < LEAST, torch.ones_like(peak), peak / -reach(bits))
+    scale = _rounded(torch.tensor(SCALES[bits])[:, None] * base)  # (candidates, out)
     error = torch.empty(size, *scale.shape)
     values = torch.empty(size, *scale.shape)
     loss = torch.zeros_like(scale)
@@ -175,7 +176,8 @@ def _improve_block(
     fit = own @ q
     size = (q * fit).sum(0)
     best = (weight[block] * fit + q * outside).sum(0) / size.clamp_min(torch.finfo(torch.float32).tiny)
-    scale.copy_(torch.where((size > 0) & (best != 0) & torch.isfinite(best), best, scale))
+    usable = (size > 0) & (best.abs() > LEAST) & torch.isfinite(best)
+    scale.copy_(torch.where(usable, _rounded(best.where(usable, scale)), scale))
     left = weight[block] - q * scale
     for j in range(len(q)):
         pull = outside[j] + own[j] @ left - own[j, j] * left[j]
@@ -198,4 +200,10 @@ def _packed(
     packed = pack(unsigned.T.reshape(rows, len(order), block).numpy(), bits)
     placed = torch.empty_like(scales)
     placed[[int(b[0]) // block for b in order]] = scales
-    return QuantizedMatrix(torch.from_numpy(packed), placed.T.contiguous(), n, number_format)
+    scales = placed.T.contiguous()
+    fit_powers(packed, scales.numpy(), bits)
+    return QuantizedMatrix(torch.from_numpy(packed), scales, n, number_format)
+
+
+def _rounded(scales: Tensor) -> Tensor:
+    return torch.from_numpy(block_scales.rounded(scales.numpy()))

@@ -28,16 +28,10 @@ from flrc_edge.quantized_factors import product, quantize_projection
 from flrc_exporters.number_format import NumberFormat
 from flrc_runtime.manifest import ProjectionPlan, Storage
 
-# Of a dense matrix; and of V and U. V takes few bits best; a longer block saves scales (float32, 1 bit a number at 32).
-DENSE_FORMATS = ("int8/128", "int4/32", "int4/128", "int2/32")
-FACTOR_FORMATS = (
-    ("int8/128", "int8/128"),
-    ("int4/32", "int8/128"),
-    ("int4/128", "int8/128"),
-    ("int4/32", "int4/32"),
-    ("int4/128", "int4/128"),
-)
-EMBEDDING_FORMATS = ("int8/32", "int8/128", "int4/32")
+# Of a dense matrix; and of V and U: V takes few bits best. Longer blocks would save nothing (a scale is a byte in 32).
+DENSE_FORMATS = ("int8/32", "int4/32", "int2/32")
+FACTOR_FORMATS = (("int8/32", "int8/32"), ("int4/32", "int8/32"), ("int4/32", "int4/32"))
+EMBEDDING_FORMATS = ("int8/32", "int4/32")
 REFERENCE = 0.7  # of the largest candidate rank: where factors are tried
 
 

@@ -8,33 +8,32 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .number_format import Bytes, Float
+from .block_scales import Bytes, Float, rounded, smallest
 
 BLOCK, ROWS, STRIP, LINE = 32, 16, 4, 64
 WIDTHS = (2, 3, 4, 5, 6, 8)
 # Bits of each plane, the highest bits of an integer first.
 PLANES = {8: (4, 4), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,)}
 Integers = npt.NDArray[np.int8]
-_LARGEST = 480.0  # what the largest scale byte stands for: (1 + 7/8) * 2^8
 
 
 def scale_bytes(scales: Float) -> tuple[Bytes, float]:
-    """Round scales to a byte each: sign, 4 bits of exponent e = 1 .. 15, 3 bits of mantissa m; 0 is zero.
+    """Say scales in a byte each: sign, 4 bits of exponent e = 1 .. 15, 3 bits of mantissa m; 0 is zero.
 
     Args:
         scales: float32 of any shape.
 
     Returns:
-        The bytes, and the float that ``+-(1 + m/8) * 2^(e - 7)`` is multiplied by. A scale below 2^-15 of the largest
-        becomes zero or the smallest there is, whichever is nearer.
+        The bytes, and the power of two that ``+-(1 + m/8) * 2^(e - 7)`` is multiplied by: the largest scale has e = 15.
+        Floats of three bits within 15 powers of two (block_scales.py) are said exactly. Others become the nearest, one
+        below the least there is becomes that or zero.
     """
-    most = float(np.abs(scales).max(initial=0.0))
-    unit = np.float32(most / _LARGEST) if most else np.float32(1.0)
-    sizes = np.abs(scales.astype(np.float64)) / float(unit)
-    exponents = np.clip(np.floor(np.log2(np.where(sizes > 0, sizes, 1.0))), -6, 8)
-    steps = np.rint(sizes / np.exp2(exponents - 3)).astype(np.int64)  # eighths of a power of two, from 8 on
-    codes = (exponents.astype(np.int64) + 7) * 8 + steps - 8  # 16 eighths are the next power's 8
-    codes = np.where(steps < 8, np.where(sizes >= 2.0**-7, 8, 0), np.minimum(codes, 127))
+    least = smallest(scales)
+    unit = np.float32(max(least * 2.0**6, float(np.finfo(np.float32).tiny)) if least else 1.0)
+    sizes = np.abs(rounded(scales)) / unit
+    mantissas, exponents = np.frexp(sizes)  # mantissas from 1/2 to 1
+    codes = (exponents.astype(np.int64) + 6) * 8 + (mantissas * 16).astype(np.int64) - 8
+    codes = np.where(sizes >= 2.0**-6, codes, np.where(np.abs(scales) / unit >= 2.0**-7, 8, 0))
     return (codes | np.where((scales < 0) & (codes > 0), 128, 0)).astype(np.uint8), float(unit)
 
 

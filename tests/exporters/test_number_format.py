@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flrc_edge.cli.settings import INTEGERS
+from flrc_exporters.block_scales import smallest
 from flrc_exporters.number_format import Integers, NumberFormat, dequantize, quantize
+from flrc_exporters.tiles import scale_bytes, scale_values
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -50,10 +52,24 @@ def test_round_trip_stays_within_a_step(weight: np.ndarray, bits: Literal[8, 4])
     assert packed.shape == NumberFormat(bits).packed_shape(out, width)
     back = dequantize(packed, scales, width)
     assert back.shape == weight.shape and np.isfinite(back).all()
-    # The smallest scale tried, 0.8 of peak / 8, puts the peak at 10 steps; on the positive side 7 are left.
+    # The smallest scale tried, 0.8 of peak / 8 and rounded down, puts the peak at 10.7 steps; on the positive side 7
+    # are left. Of 8 bits a clipped peak costs at most what 32 roundings would.
     steps = np.repeat(np.abs(scales), 32, axis=1)[:, :width]
-    assert (np.abs(back - weight) <= steps * (0.51 if bits == 8 else 3.01) + 1e-30).all()
+    least = smallest(scales)  # of blocks too small beside the largest
+    assert (np.abs(back - weight) <= steps * (3.1 if bits == 8 else 4.3) + least + 1e-30).all()
     assert (back[weight == 0] == 0).all()
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_a_byte_holds_every_scale(bits: Literal[8, 4, 2]) -> None:
+    weight = normal(64, 256) * np.exp(normal(64, 1, seed=1) * 8)  # scales of 50 powers of two
+    weight[3, :32] = 0
+    packed, scales = quantize(weight, bits)
+    assert np.array_equal(scale_values(*scale_bytes(scales)), scales)
+    assert scales[3, 0] == 0 and 0 < np.mean(scales == 0) < 0.5
+    error = np.abs(dequantize(packed, scales, 256) - weight).max(axis=1)
+    most = np.abs(weight).max(axis=1)
+    assert (error <= np.maximum(0.02 if bits == 8 else 0.6, smallest(scales) / most) * most).all()
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -61,7 +61,7 @@ def test_less_bytes_lose_more_and_sizes_are_met(problem: Any) -> None:
     for size in (310_000, 250_000, 200_000, 160_000):
         plan = plan_of(problem, size)
         written = file_size(problem[0], plan, context=problem[0].export_context())
-        assert 0.97 * size < written <= size
+        assert 0.96 * size < written <= size
         losses.append(loss_of(problem, plan))
     assert losses == sorted(losses) and losses[0] < 0.2 * losses[-1]
 

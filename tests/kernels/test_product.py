@@ -80,7 +80,10 @@ def test_scale_bytes_are_the_nearest() -> None:
     nearest = np.abs(scales[:, None] - values[None]).min(1)
     found = np.abs(scales - scale_values(codes, unit))
     assert np.all(found <= nearest * (1 + 1e-5) + 1e-12)
-    assert np.abs(scale_values(codes, unit)).max() == pytest.approx(np.abs(scales).max(), rel=1e-6)
+    exact = scale_values(codes, unit)
+    again = scale_bytes(exact)
+    assert np.array_equal(again[0], codes) and again[1] == unit
+    assert np.frexp(unit)[0] == 0.5 and (codes & 127).max() >> 3 == 15
     assert scale_bytes(np.zeros(3, np.float32))[0].tolist() == [0, 0, 0]
 
 
