@@ -5,7 +5,11 @@
 #include "flrc_attention.h"
 
 #define LEAST (-3.0e38f) /* the score of what a query does not see, until its weight becomes 0 */
+#if defined(FLRC_PORTABLE)
+#define UNROLL
+#else
 #define UNROLL _Pragma("GCC unroll 8")
+#endif
 
 typedef struct {
   const float *q;               /* [rows][wide], scaled */

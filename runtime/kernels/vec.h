@@ -10,7 +10,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(FLRC_PORTABLE)
+#define INLINE static inline /* as the compiler likes: all of it in one place takes a minute to compile */
+#else
 #define INLINE static inline __attribute__((always_inline))
+#endif
 
 #if defined(FLRC_PORTABLE)
 #include "vec_portable.h"
