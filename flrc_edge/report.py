@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from flrc_edge.errors import FormatError
 from flrc_edge.evaluation.tables import evaluation_table
 from flrc_edge.figures.benchmarks import pictures, write_pictures
 from flrc_edge.figures.canvas import MissingPackageError, check_matplotlib
-from flrc_runtime.bench import BenchResult, Loading, Operators, Row
+from flrc_runtime.bench import BenchResult
 from flrc_runtime.bench.table import as_markdown
 from flrc_runtime.files import read_json, write_json
+from flrc_runtime.typed_json import build
 
 HEADER = """# Benchmarks
 
@@ -323,14 +325,7 @@ def healing_table(c: Mapping[str, Any]) -> str:
 
 def speed_table(c: Mapping[str, Any]) -> str:
     """Return what ``flrc-edge bench`` printed."""
-    result = BenchResult(
-        **{
-            **c,
-            "rows": tuple(Row(**row) for row in c["rows"]),
-            "loading": tuple(Loading(**row) for row in c["loading"]),
-            "operators": tuple(Operators(**row) for row in c.get("operators", ())),
-        }
-    )
+    result = build(BenchResult, json.loads(json.dumps(c)), "speed")  # one just measured has tuples
     return f"`flrc-edge bench BUNDLE… --save docs/benchmarks.json`\n\n{as_markdown(result)}"
 
 

@@ -201,7 +201,7 @@ def _interval(estimate: Value | None) -> str:
 
 
 def _speed(speed: BenchResult) -> Part:
-    shown = [r for r in speed.rows if r.stage.isdigit() or r.stage == "schedule"]
+    shown = [r for r in speed.rows if r.stage.isdigit()]
     decode = {r.stage: r for r in shown if r.test == "decode"}
     prompt = {r.stage: r for r in shown if r.test == "prompt"}
     names = [_stage_name(s) for s in decode]
@@ -212,21 +212,21 @@ def _speed(speed: BenchResult) -> Part:
     return Part(
         "speed",
         "How fast the stages are",
-        f"Time a token, lower is better; the median of {speed.repetitions} repetitions and their range. Stage 0 "
+        f"Time a token, lower is better; the median of turns and the range of their middle half. Stage 0 "
         f"decodes {first.tokens_per_second:.0f} tokens a second. {speed.machine}; "
         f"{'onnxruntime chooses' if speed.threads is None else speed.threads} threads; memory reads "
         f"{speed.bandwidth / 1e9:.0f} GB a second.",
-        f"Bar charts, a row for each of {len(names)} stages and schedules. The numbers are in the table below.",
+        f"Bar charts, a row for each of {len(names)} stages. The numbers are in the table below.",
         draw_panels(names, panels, from_zero=True),
         (
             Table(
-                f"Decoding begins behind {speed.depth} tokens",
+                f"Decoding begins behind {first.tokens} tokens",
                 ("stage", "test", "tokens", "ms a token", "± range", "tokens a second", "GB a second"),
                 tuple(
                     (
                         _stage_name(r.stage),
                         r.test,
-                        str(r.tokens),
+                        str(r.tokens) if r.test == "prompt" else "1",
                         f"{r.ms_per_token:.2f}",
                         f"{r.ms_spread:.2f}",
                         f"{r.tokens_per_second:.1f}",
@@ -251,9 +251,7 @@ def _memory(speed: BenchResult) -> list[Part]:
     rows = [r for r in speed.loading if r.used_bytes is not None]
     if not rows:
         return []
-    names = [
-        f"{'all stages' if r.stages > 1 else 'stage 0'}{'' if r.packed else ', not packed'}" for r in rows
-    ]
+    names = ["all stages" if r.stages > 1 else "stage 0" for r in rows]
     used = tuple((r.used_bytes or 0) / 1e6 for r in rows)
     loaded = tuple((r.loaded_bytes or 0) / 1e6 for r in rows)
     return [
@@ -274,17 +272,18 @@ def _memory(speed: BenchResult) -> list[Part]:
                     "Opening the bundle, each time in a process of its own",
                     (
                         "opened",
-                        "seconds",
+                        "first token, seconds",
+                        "opening",
                         "MB loaded",
                         "MB used",
                         "MB private",
                         "MB on disk",
-                        "MB packed cache",
                     ),
                     tuple(
                         (
                             name,
-                            f"{r.seconds:.2f}",
+                            f"{r.first_token_seconds:.2f}",
+                            f"{r.open_seconds:.2f}",
                             *(
                                 "–" if v is None else f"{v / 1e6:,.0f}"
                                 for v in (
@@ -292,7 +291,6 @@ def _memory(speed: BenchResult) -> list[Part]:
                                     r.used_bytes,
                                     r.private_bytes,
                                     r.file_bytes,
-                                    r.cache_bytes,
                                 )
                             ),
                         )

@@ -185,7 +185,7 @@ def test_a_measured_bundle(stories_bundle: Path, tmp_path: Path) -> None:
         for row, figures in zip(table[1:], expected["figures"], strict=True):
             assert row[2].startswith(f"{figures['estimates']['perplexity']['value']:.4g}")
     speed = next(t for t in parsed.tables if "tokens a second" in t[0])
-    assert {row[0] for row in speed[1:]} == {"stage 0", "stage 1", "stage 2", "schedule"}
+    assert {row[0] for row in speed[1:]} == {"stage 0", "stage 1", "stage 2"}
     assert all(float(row[3]) > 0 for row in speed[1:])
     memory = [t for t in parsed.tables if "MB used" in t[0]]
     assert all(float(row[3].replace(",", "")) > 0 for t in memory for row in t[1:])

@@ -1,8 +1,8 @@
-"""Speed, memory and loading of a bundle, stage by stage, beside peers measured in the same run."""
+"""Speed, memory and loading of bundles, stage by stage, beside peers whose steps are taken in turn with ours."""
 
 from __future__ import annotations
 
-from .result import BenchResult, Loading, Operators, Row, move_ms
+from .result import BenchResult, Beside, Loading, Move, Operators, Row
 from .run import bench
 
-__all__ = ["BenchResult", "Loading", "Operators", "Row", "bench", "move_ms"]
+__all__ = ["BenchResult", "Beside", "Loading", "Move", "Operators", "Row", "bench"]

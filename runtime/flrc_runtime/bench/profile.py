@@ -12,7 +12,6 @@ from typing import Any
 from ..bundle import open_bundle
 from ..decoder import Decoder
 from ..errors import FlrcError
-from ..packing import find_packed
 from ..providers import CPU
 from ..sessions import StageSessions
 from .result import Operators
@@ -44,7 +43,6 @@ def profile(folder: Path, stage: int, ids: Sequence[int], *, threads: int | None
             bundle.manifest,
             threads=threads,
             providers=(CPU,),
-            packed=find_packed(bundle.manifest),
             trace=Path(scratch) / "trace",
         )
         context = len(ids) + WARM + STEPS + 1

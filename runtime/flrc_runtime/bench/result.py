@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 Test = Literal["prompt", "decode"]
-ALTERNATING = "alternating"
 
 
 @dataclass(frozen=True)
@@ -15,18 +14,22 @@ class Row:
 
     Args:
         bundle: Name of the folder, or of the peer and its file.
-        stage: Number of the stage, ``schedule``, ``speculative``, or ``alternating``: the first and the last stage in
-            turn; empty for a peer.
+        stage: Number of the stage, or ``speculative``; empty for a peer.
         keep: Activated share of the projection parameters; None where it varies or is not known.
         test: ``prompt`` reads tokens at once, ``decode`` makes one after another.
-        tokens: Tokens of one repetition.
-        ms_per_token: Median over the repetitions.
-        ms_spread: Largest less smallest.
+        tokens: Of a prompt; of decoding, those in the cache when it begins.
+        samples: Turns measured: prompts, steps, or runs of what cannot be stepped.
+        ms_per_token: Median over the turns.
+        ms_spread: Upper less lower quartile.
         tokens_per_second: Of the median.
-        gb_per_second: Bytes of weights read a token over its time, 10^9 bytes a second; None where they vary or are
-            not known, and for prompts, which read them once for many tokens.
+        bytes_per_token: Weights that a step reads; None where they vary or are not known, and for prompts, which read
+            them once for many tokens.
+        gb_per_second: These bytes over the time, 10^9 bytes a second.
         accepted: Share of the drafts that stage 0 kept; None without drafts.
-        ratio: Speed divided by that of the reference: the baseline's stage 0, else the first peer; None without one.
+        ratio: Median of the time over that of the first row of the test in the same turn; None of what was measured
+            before turns were taken.
+        ratio_low: Lower end of its 95 % interval; None of fewer than six turns.
+        ratio_high: Upper end.
     """
 
     bundle: str
@@ -34,12 +37,51 @@ class Row:
     keep: float | None
     test: Test
     tokens: int
+    samples: int
     ms_per_token: float
     ms_spread: float
     tokens_per_second: float
+    bytes_per_token: int | None = None
     gb_per_second: float | None = None
     accepted: float | None = None
     ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+
+
+@dataclass(frozen=True)
+class Move:
+    """What moving between the first and the last stage costs more than staying, in ms a move, and its 95 % interval."""
+
+    bundle: str
+    ms: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Decoding while other processes of the same priority keep processors busy.
+
+    Args:
+        bundle: As in a row.
+        stage: Likewise.
+        processes: That are busy.
+        ms_alone: Of a token, median over runs of ``decode_tokens``.
+        ms_per_token: The same beside them.
+        ratio: Median of the second over the first, run by run.
+        ratio_low: Lower end of its 95 % interval; None of fewer than six runs.
+        ratio_high: Upper end.
+    """
+
+    bundle: str
+    stage: str
+    processes: int
+    ms_alone: float
+    ms_per_token: float
+    ratio: float
+    ratio_low: float | None
+    ratio_high: float | None
 
 
 @dataclass(frozen=True)
@@ -48,28 +90,33 @@ class Loading:
 
     Args:
         bundle: Name of the folder.
-        stages: How many were opened.
-        packed: Whether as weights packed for this machine.
-        seconds: Median, its files in the page cache.
-        cold_seconds: The first time, its files dropped from the page cache; None where the system cannot.
-        loaded_bytes: Memory after loading less memory before it: proportional set size (PSS), which counts a page
+        stages: How many were opened and used.
+        first_token_seconds: From the start of the process to the first token behind a prompt of 8, median, the files
+            in the page cache.
+        cold_seconds: The same once with the bundle's files dropped from the page cache; None where the system cannot.
+        open_seconds: Of the first, what opening the bundle takes: manifest, tokenizer and sessions.
+        session_seconds: Of that, onnxruntime's sessions.
+        loaded_bytes: Memory after opening less memory before it: proportional set size (PSS), which counts a page
             shared by processes in parts; None where the system does not tell.
-        used_bytes: The same after every opened stage read a prompt and made tokens.
+        used_bytes: The same after an answer of 96 tokens through every opened stage.
         private_bytes: Of the pages after use those that are no file's and this process alone has.
+        process_bytes: PSS of the whole process after use: Python and onnxruntime, too.
+        cache_bytes: Keys and values of that answer.
         file_bytes: Size of the bundle.
-        cache_bytes: Size of the packed weights; None if not packed.
     """
 
     bundle: str
     stages: int
-    packed: bool
-    seconds: float
+    first_token_seconds: float
     cold_seconds: float | None
+    open_seconds: float
+    session_seconds: float
     loaded_bytes: int | None
     used_bytes: int | None
     private_bytes: int | None
+    process_bytes: int | None
+    cache_bytes: int
     file_bytes: int
-    cache_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -96,37 +143,27 @@ class BenchResult:
     """All rows and their conditions.
 
     Args:
-        rows: Prompts first.
-        loading: Empty if it was not asked for.
-        operators: Empty if they were not asked for.
-        packing_seconds: What making packed weights took, by bundle; those that were there already are missing.
+        rows: Prompts first; the first row of each test is what the others are compared with.
+        moves: One for every bundle of several stages.
+        beside: Empty if it was not asked for.
+        loading: Likewise.
+        operators: Likewise.
         bandwidth: Bytes a second that as many threads read from memory.
-        depth: Tokens in the cache when decoding begins.
-        threads: Of one operator; None for onnxruntime's choice.
+        decode_tokens: Of one repetition.
         repetitions: Of every test.
+        threads: Of one operator; None for each program's choice.
         machine: Architecture and system.
         versions: Of onnxruntime and of the peers.
     """
 
     rows: tuple[Row, ...]
+    moves: tuple[Move, ...]
+    beside: tuple[Beside, ...]
     loading: tuple[Loading, ...]
-    packing_seconds: dict[str, float]
+    operators: tuple[Operators, ...]
     bandwidth: float
-    depth: int
-    threads: int | None
+    decode_tokens: int
     repetitions: int
+    threads: int | None
     machine: str
     versions: dict[str, str]
-    operators: tuple[Operators, ...] = ()
-
-
-def move_ms(result: BenchResult, bundle: str) -> float | None:
-    """Return what moving to another stage costs in ms a move; None for a bundle of one stage.
-
-    The decode time when the first and the last stage take turns, less the mean of the two alone.
-    """
-    decode = {r.stage: r.ms_per_token for r in result.rows if r.bundle == bundle and r.test == "decode"}
-    if ALTERNATING not in decode:
-        return None
-    last = max(int(stage) for stage in decode if stage.isdigit())
-    return decode[ALTERNATING] - (decode["0"] + decode[str(last)]) / 2

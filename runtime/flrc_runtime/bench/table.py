@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from .result import BenchResult, Loading, Operators, Row, move_ms
+from .result import BenchResult, Beside, Loading, Operators, Row
 
 
 def as_json(result: BenchResult) -> str:
@@ -26,35 +26,43 @@ def as_csv(result: BenchResult) -> str:
 
 
 def as_markdown(result: BenchResult) -> str:
-    """Return a table in the shape of llama-bench's, those of loading and operators if any, and the conditions."""
+    """Return the speeds, what else was measured, and the conditions."""
     parts = [_speeds(result.rows)]
+    if result.beside:
+        parts.append(_beside(result.beside))
     if result.loading:
         parts.append(_loading(result.loading))
     if result.operators:
         parts.append(_operators(result.operators))
-    notes = []
-    for bundle in dict.fromkeys(row.bundle for row in result.rows):
-        cost = move_ms(result, bundle)
-        if cost is not None:
-            notes.append(f"{bundle}: moving to another stage costs {cost:.2f} ms more than staying")
-    for bundle, seconds in result.packing_seconds.items():
-        notes.append(f"{bundle}: its weights were packed for this machine in {seconds:.1f} s")
+    notes = [
+        f"{move.bundle}: moving to another stage costs {move.ms:.2f} ms more than staying"
+        f"{_interval(move.low, move.high, ' (95 % interval {})')}"
+        for move in result.moves
+    ]
     threads = "the default" if result.threads is None else result.threads
     versions = dict.fromkeys(
         f"{name} {version}" if name == "onnxruntime" else version for name, version in result.versions.items()
     )
+    if any(row.ratio is not None for row in result.rows):
+        notes.append(
+            "Steps and prompts of all rows in turn; the ratio is the median of the times over those of the first row "
+            "of the test in the same turn, with its 95 % interval; what has no steps (llama.cpp, drafts) makes "
+            f"{result.decode_tokens} tokens at a stretch, in turn with the first row."
+        )
     notes.append(
-        f"{result.machine}, {', '.join(versions)}, {threads} threads, median of {result.repetitions}, batch 1, "
-        f"decoding after {result.depth} tokens; this machine's memory reads {result.bandwidth / 1e9:.1f} GB/s"
+        f"{result.machine}, {', '.join(versions)}, {threads} threads, {result.repetitions} repetitions, batch 1; this "
+        f"machine's memory reads {result.bandwidth / 1e9:.1f} GB/s"
     )
     return "\n\n".join([*parts, "\n".join(notes)])
 
 
 def _speeds(rows: Sequence[Row]) -> str:
     optional = {
+        "MB/token": [_mega(row.bytes_per_token, ".1f") for row in rows],
         "GB/s": [_text(row.gb_per_second, ".1f") for row in rows],
         "accepted": [_text(row.accepted, ".2f") for row in rows],
-        "ratio": [_text(row.ratio, ".2f") for row in rows],
+        "ratio": [_text(row.ratio, ".3f") for row in rows],
+        "95 %": [_interval(row.ratio_low, row.ratio_high) for row in rows],
     }
     shown = {name: cells for name, cells in optional.items() if any(cells)}
     header = ["bundle", "stage", "keep", "test", "ms/token", "spread", "tok/s", *shown]
@@ -63,7 +71,7 @@ def _speeds(rows: Sequence[Row]) -> str:
             row.bundle,
             row.stage,
             _text(row.keep, ".2f"),
-            f"{row.test} {row.tokens}",
+            f"{row.test} {row.tokens}" if row.test == "prompt" else f"{row.test} behind {row.tokens}",
             f"{row.ms_per_token:.2f}",
             f"{row.ms_spread:.2f}",
             f"{row.tokens_per_second:.1f}",
@@ -74,40 +82,56 @@ def _speeds(rows: Sequence[Row]) -> str:
     return _table(header, body, words=4)
 
 
+def _beside(found: Sequence[Beside]) -> str:
+    header = ["bundle", "stage", "busy processes", "ms/token alone", "beside them", "ratio", "95 %"]
+    body = [
+        [
+            row.bundle,
+            row.stage,
+            str(row.processes),
+            f"{row.ms_alone:.2f}",
+            f"{row.ms_per_token:.2f}",
+            f"{row.ratio:.2f}",
+            _interval(row.ratio_low, row.ratio_high),
+        ]
+        for row in found
+    ]
+    return _table(header, body, words=2)
+
+
 def _loading(loading: Sequence[Loading]) -> str:
     header = [
         "bundle",
         "stages",
-        "weights",
-        "load s",
+        "first token s",
         "cold",
+        "opening",
+        "sessions",
         "loaded MB",
         "used",
         "private",
+        "process",
+        "keys and values",
         "files",
-        "cache",
     ]
     body = [
         [
             row.bundle,
             str(row.stages),
-            "packed" if row.packed else "as exported",
-            f"{row.seconds:.2f}",
+            f"{row.first_token_seconds:.2f}",
             _text(row.cold_seconds, ".2f"),
+            f"{row.open_seconds:.3f}",
+            f"{row.session_seconds:.3f}",
             *(
-                "" if value is None else f"{value / 1e6:.0f}"
-                for value in (
-                    row.loaded_bytes,
-                    row.used_bytes,
-                    row.private_bytes,
-                    row.file_bytes,
-                    row.cache_bytes,
-                )
+                _mega(value, ".0f")
+                for value in (row.loaded_bytes, row.used_bytes, row.private_bytes, row.process_bytes)
             ),
+            _mega(row.cache_bytes, ".1f"),
+            _mega(row.file_bytes, ".0f"),
         ]
         for row in loading
     ]
-    return _table(header, body, words=3)
+    return _table(header, body, words=1)
 
 
 def _operators(operators: Sequence[Operators]) -> str:
@@ -131,6 +155,14 @@ def _operators(operators: Sequence[Operators]) -> str:
 
 def _text(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+def _mega(value: int | None, form: str) -> str:
+    return "" if value is None else format(value / 1e6, form)
+
+
+def _interval(low: float | None, high: float | None, form: str = "{}") -> str:
+    return "" if low is None or high is None else form.format(f"{low:.3f} to {high:.3f}")
 
 
 def _table(header: Sequence[str], body: Sequence[Sequence[str]], *, words: int) -> str:
