@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 OUT ?= out
 OPTIMUM := .venv-optimum
+LLAMA := $(OUT)/llama
+LLAMA_SOURCE := llama-cpp-python==0.3.36
 # Two tests at a time where there are two cores; a process of tests takes about 1 GB.
 PARALLEL ?= -n logical --maxprocesses 4 --dist worksteal
 SECONDS ?= 60
@@ -13,7 +15,7 @@ SECONDS ?= 60
 # Options of tests/needs.py: --install has Debian's packages installed, as root.
 NEEDS ?=
 
-.PHONY: demo test test-full test-needs test-oldest audit lint docs docs-cli docs-chat docs-report fuzz android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost
+.PHONY: demo test test-full test-needs test-oldest audit lint docs docs-cli docs-chat docs-report fuzz android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost llama-bench
 
 setup: $(VENV)/.ready
 
@@ -190,14 +192,16 @@ benchmarks-healing: setup
 	$(BIN)/flrc-edge heal $(OUT)/bench/keep-80 -o $(OUT)/bench/keep-80-healed-more --minutes 60 --train all $(LONG) --overwrite $(SAVE)
 	$(COMPARE) smollm2-135m --keep .8 --recipe svd-llm --checkpoint $(OUT)/bench/keep-80-healed-more --windows 8 --tokens 73728 $(MIXTURE) $(SAVE)
 
-# Speed and memory beside onnxruntime-genai and llama.cpp; needs Node.js for the latter. Ours are int4 with a scale in up
-# to 128 inputs; the dense model also in blocks of 32, which is what onnxruntime-genai has.
-SPEED := -p 64,512 -n 128 -r 5 --threads 2
+# Speed and memory beside onnxruntime-genai and llama.cpp (docs/benchmarking.md), in about an hour; nothing else may run
+# meanwhile. Ours are int4 with a scale in up to 128 inputs; the dense model also in blocks of 32, which is what
+# onnxruntime-genai and Q4_0 have.
+SPEED := -p 64,512 -c 64,1024,4096 --threads 2 --loading --operators --busy 2
 MODEL_FOLDER = $$($(BIN)/flrc-edge pull $(1) --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["path"])')
 EXPORT = $(BIN)/flrc-edge export --overwrite --dtype
 define speed
 	$(BIN)/flrc-edge pull $(1)
 	test -f $(OUT)/bench/$(1).gguf || $(BIN)/flrc-edge pull $(1) --gguf $(OUT)/bench/$(1).gguf
+	test -f $(OUT)/bench/$(1)-q4_0.gguf || $(LLAMA)/llama-quantize --allow-requantize --pure $(OUT)/bench/$(1).gguf $(OUT)/bench/$(1)-q4_0.gguf Q4_0
 	$(BIN)/python -m onnxruntime_genai.models.builder -i $(call MODEL_FOLDER,$(1)) -o $(OUT)/bench/$(1)-genai -p int4 -e cpu -c $(OUT)/bench/genai-cache
 	$(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)-1 --keep 1 --overwrite
 	$(EXPORT) int4 $(OUT)/bench/$(1)-1 -o $(OUT)/bench/$(1)-dense-32
@@ -205,13 +209,25 @@ define speed
 	for keep in .8 .6 .4; do $(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)$$keep --keep $$keep $(2) $(MIXTURE) --overwrite && $(EXPORT) int4/128 $(OUT)/bench/$(1)$$keep -o $(OUT)/bench/$(1)-keep$$keep || exit 1; done
 	$(BIN)/flrc-edge compress $(1) -o $(OUT)/bench/$(1)-3 --stages .8,.6,.4 --boundaries 32,64 $(2) $(MIXTURE) --overwrite
 	$(EXPORT) int4/128 $(OUT)/bench/$(1)-3 -o $(OUT)/bench/$(1)-stages
-	$(BIN)/flrc-edge bench $(foreach kind,dense-32 keep.8 keep.6 keep.4 stages,$(OUT)/bench/$(1)-$(kind)) --baseline $(OUT)/bench/$(1)-dense --peer genai=$(OUT)/bench/$(1)-genai --peer llama.cpp=$(OUT)/bench/$(1).gguf $(SPEED) --loading --operators $(SAVE)
+	PATH="$(LLAMA):$$PATH" $(BIN)/flrc-edge bench $(foreach kind,dense-32 keep.8 keep.6 keep.4 stages,$(OUT)/bench/$(1)-$(kind)) --baseline $(OUT)/bench/$(1)-dense --peer genai=$(OUT)/bench/$(1)-genai --peer llama.cpp=$(OUT)/bench/$(1)-q4_0.gguf $(SPEED) $(SAVE)
 endef
-benchmarks-speed: setup
+benchmarks-speed: setup $(LLAMA)/.ready
 	mkdir -p $(OUT)/bench
-	test -d node_modules/node-llama-cpp || npm install --no-save --ignore-scripts --no-audit --no-fund node-llama-cpp
 	$(call speed,smollm2-135m,--tokens 73728)
 	$(call speed,qwen2.5-coder-0.5b,--tokens 4096)  # speed does not depend on them
+	$(BIN)/python -m flrc_edge.readme_speed README.md docs/benchmarks.json
+
+# llama.cpp for the processor of this machine, from the source that llama-cpp-python ships: llama-bench, llama-quantize.
+llama-bench: $(LLAMA)/.ready
+
+$(LLAMA)/.ready: $(VENV)/.ready
+	rm -rf $(LLAMA)/source && mkdir -p $(LLAMA)/source
+	$(BIN)/python -m pip download -q --no-deps --no-binary :all: -d $(LLAMA) $(LLAMA_SOURCE)
+	tar -xzf $(LLAMA)/llama_cpp_python-*.tar.gz -C $(LLAMA)/source --strip-components 1
+	cmake -S $(LLAMA)/source/vendor/llama.cpp -B $(LLAMA)/build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF $(LLAMA_FLAGS)
+	cmake --build $(LLAMA)/build --target llama-bench llama-quantize -j 2
+	cp $(LLAMA)/build/bin/llama-bench $(LLAMA)/build/bin/llama-quantize $(LLAMA)/
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(OPTIMUM) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
