@@ -12,7 +12,9 @@ from flrc_runtime.bench import product
 
 def test_it_reads_its_weights(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plane_bytes(product.ROWS, product.COLUMNS, product.BITS) == product.BYTES
-    found = product.product_bandwidth(
-        lambda options: options.register_custom_ops_library(kernels.library._name), 1, repetitions=1
+    monkeypatch.setattr(
+        product.kernels,
+        "register",
+        lambda options: options.register_custom_ops_library(kernels.library._name),
     )
-    assert 1e8 < found < 1e12
+    assert 1e8 < product.product_bandwidth(1, repetitions=1) < 1e12

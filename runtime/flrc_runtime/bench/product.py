@@ -9,14 +9,11 @@ from __future__ import annotations
 import struct
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from onnxruntime import SessionOptions
+from .. import kernels
 
 COLUMNS, ROWS, BITS = 8192, 32768, 4
 _BLOCKS = COLUMNS // 32
@@ -26,18 +23,15 @@ _FLOAT, _UINT8, _EXTERNAL = 1, 2, 1  # of TensorProto
 _F, _INT, _INTS, _FLOATS = 1, 2, 7, 6  # of AttributeProto
 
 
-def product_bandwidth(
-    register: Callable[[SessionOptions], None], threads: int | None = None, *, repetitions: int = 15
-) -> float:
+def product_bandwidth(threads: int | None = None, *, repetitions: int = 15) -> float:
     """Return the bytes of weights a second that one product reads, best of several tries.
 
     Args:
-        register: Lets a session know the operators.
         threads: None for onnxruntime's choice.
         repetitions: Tries, after one that does not count.
 
     Raises:
-        FlrcError: The operators are not there.
+        FlrcError: The operator library is not there.
     """
     import onnxruntime
 
@@ -46,7 +40,7 @@ def product_bandwidth(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
-    register(options)
+    kernels.register(options)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
         # Of one value each, but of memory of their own: pages of zeros would be one page, read from a cache.

@@ -154,6 +154,8 @@ class BenchResult:
         threads: Of one operator; None for each program's choice.
         machine: Architecture and system.
         versions: Of onnxruntime and of the peers.
+        isa: Instruction set of our operators; None without their library.
+        product_bandwidth: Bytes of weights a second that one large product of ours reads; likewise.
     """
 
     rows: tuple[Row, ...]
@@ -167,3 +169,5 @@ class BenchResult:
     threads: int | None
     machine: str
     versions: dict[str, str]
+    isa: str | None = None
+    product_bandwidth: float | None = None

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import kernels
 from ..bundle import load, open_bundle
 from ..engine import Model
-from ..errors import UsageError
+from ..errors import FlrcError, UsageError
 from ..speculative import Speculation
 from .bandwidth import memory_bandwidth
 from .loading import loading as measure_loading
 from .paired import median, ratios
 from .peers import open_peer
+from .product import product_bandwidth
 from .profile import profile
 from .result import BenchResult, Beside, Loading, Move, Operators, Row, Test
 from .subjects import ROOM, Subject, bundle_subjects
@@ -100,7 +102,9 @@ def bench(
     with ExitStack() as stack:
         # In processes of their own, before this one maps the same files.
         found = _loadings(folders, threads, repetitions, of("Loading")) if loading else []
-        bandwidth = memory_bandwidth(threads)
+        bandwidth, isa, streamed = memory_bandwidth(threads), None, None
+        if _has_operators():
+            isa, streamed = kernels.isa(), product_bandwidth(threads)
         models = [load(folder, context=context, threads=threads) for folder in folders]
         if speculation is not None and all(model.num_stages == 1 for model in models):
             raise UsageError(
@@ -152,7 +156,18 @@ def bench(
         threads=threads,
         machine=f"{platform.machine()} {platform.system()}",
         versions=versions,
+        isa=isa,
+        product_bandwidth=streamed,
     )
+
+
+def _has_operators() -> bool:
+    """Return whether the operator library is there; bundles of stock operators do without."""
+    try:
+        kernels.library()
+    except FlrcError:
+        return False
+    return True
 
 
 def _prompt(model: Model, text: str | None, count: int) -> list[int]:

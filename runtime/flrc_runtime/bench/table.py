@@ -27,7 +27,7 @@ def as_csv(result: BenchResult) -> str:
 
 def as_markdown(result: BenchResult) -> str:
     """Return the speeds, what else was measured, and the conditions."""
-    parts = [_speeds(result.rows)]
+    parts = [_speeds(result.rows, result.product_bandwidth)]
     if result.beside:
         parts.append(_beside(result.beside))
     if result.loading:
@@ -49,17 +49,30 @@ def as_markdown(result: BenchResult) -> str:
             "of the test in the same turn, with its 95 % interval; what has no steps (llama.cpp, drafts) makes "
             f"{result.decode_tokens} tokens at a stretch, in turn with the first row."
         )
+    product, isa = result.product_bandwidth, result.isa
+    streams = "" if product is None else f", one large product of ours {product / 1e9:.1f}"
+    conditions = [
+        result.machine,
+        *([] if isa is None else [f"operators {isa}"]),
+        *versions,
+        f"{threads} threads, {result.repetitions} repetitions, batch 1",
+    ]
     notes.append(
-        f"{result.machine}, {', '.join(versions)}, {threads} threads, {result.repetitions} repetitions, batch 1; this "
-        f"machine's memory reads {result.bandwidth / 1e9:.1f} GB/s"
+        f"{', '.join(conditions)}; this machine's memory reads {result.bandwidth / 1e9:.1f} GB/s{streams}"
     )
     return "\n\n".join([*parts, "\n".join(notes)])
 
 
-def _speeds(rows: Sequence[Row]) -> str:
+def _speeds(rows: Sequence[Row], product: float | None) -> str:
     optional = {
         "MB/token": [_mega(row.bytes_per_token, ".1f") for row in rows],
         "GB/s": [_text(row.gb_per_second, ".1f") for row in rows],
+        "of a product": [
+            _text(
+                None if not product or row.gb_per_second is None else row.gb_per_second * 1e9 / product, ".2f"
+            )
+            for row in rows
+        ],
         "accepted": [_text(row.accepted, ".2f") for row in rows],
         "ratio": [_text(row.ratio, ".3f") for row in rows],
         "95 %": [_interval(row.ratio_low, row.ratio_high) for row in rows],
