@@ -15,7 +15,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 sys.path.insert(0, str(Path(__file__).parent / "runtime"))
-from kernels import build as kernels  # noqa: E402
+from kernels import build as kernels
 
 sys.path.pop(0)
 

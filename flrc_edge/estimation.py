@@ -14,9 +14,10 @@ from flrc_edge.errors import UsageError
 from flrc_edge.integers import with_formats
 from flrc_exporters.architectures import DecoderConfig
 from flrc_exporters.number_format import Integers
+from flrc_exporters.own_form import cache_block_bytes
 from flrc_exporters.sizes import BundleSize, bundle_size
 from flrc_runtime.decoder import MAX_CHUNK
-from flrc_runtime.kv_cache import KvShape
+from flrc_runtime.kv_cache import BLOCK_POSITIONS, KvShape
 from flrc_runtime.manifest import ProjectionPlan, RankPlan, Storage
 
 # Beside weights and KV cache: python and onnxruntime, a word of the vocabulary, the nodes of a layer of one more stage.
@@ -98,7 +99,12 @@ def estimate(
     plan = _even_plan(config, tuple(keep), storage)
     dense = _even_plan(config, (1.0,), storage)
     sizes = _sized(config, plan, dtype, head)
-    kv = KvShape(config.num_layers, config.num_kv_heads, config.head_dim)
+    kv = KvShape(
+        config.num_layers,
+        config.num_kv_heads,
+        cache_block_bytes(config.head_dim, "float32"),
+        BLOCK_POSITIONS,
+    )
     widths = config.hidden_size + config.intermediate_size
     program = (
         PROGRAM_BYTES
@@ -116,9 +122,9 @@ def estimate(
         dense_bytes=_sized(config, dense, dtype, head).file,
         file_bytes=sizes.file,
         kv_bytes=kv.bytes_for(1000),
-        memory_bytes=program + sizes.stages[0].packed + kv.bytes_for(context),
+        memory_bytes=program + sizes.file + kv.bytes_for(context),  # the file is mapped
         stages=tuple(
-            StageEstimate(plan.kept(i), plan.activated(i), size.read) for i, size in enumerate(sizes.stages)
+            StageEstimate(plan.kept(i), plan.activated(i), size) for i, size in enumerate(sizes.stages)
         ),
         plan=plan,
     )

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from flrc_edge.errors import NumericalError
 from flrc_exporters import block_scales
-from flrc_exporters.number_format import LEAST, SCALES, NumberFormat, dequantize, fit_powers, pack, quantize, reach
+from flrc_exporters.number_format import (
+    LEAST,
+    SCALES,
+    NumberFormat,
+    dequantize,
+    fit_powers,
+    pack,
+    quantize,
+    reach,
+)
 
 DAMPING = 1e-2  # of the median energy of an input; the mean is that of a few massive tokens in some layers
 SWEEPS = 2  # passes of coordinate descent after the first rounding

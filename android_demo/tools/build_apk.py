@@ -1,7 +1,8 @@
 """Build, sign and check the APK without Gradle: ``make apk``.
 
 aapt packs manifest, resources and the page; javac compiles app and engine; D8 makes dex; onnxruntime's arm64 libraries
-come out of its Android archive, that of the operators is built (runtime/kernels/build.py). What is then in the APK is looked at: signature, permissions, libraries, classes.
+come out of its Android archive, that of the operators is built (runtime/kernels/build.py). What is then in the APK is
+looked at: signature, permissions, libraries, classes.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ class GroupQueryAttention(nn.Module):
     """Rotary attention over the in-place cache, fused in one node: the fused form's attention."""
 
     takes_packed = True  # queries, keys and values may come in one tensor
+    takes_norms = False  # the norms of queries and keys are its own part
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__("")
@@ -105,18 +106,19 @@ class Attention(nn.Module):
         accuracy_level: AccuracyLevel,
         core: type[GroupQueryAttention],
         norm: type[Norm],
+        group: type[LinearGroup] = LinearGroup,
     ) -> None:
         super().__init__("self_attn")
         prefix = f"model.layers.{layer}.self_attn"
         self.config = config
-        self.qkv_proj = LinearGroup(
+        self.qkv_proj = group(
             groups[f"{prefix}.qkv_proj"],
             stage,
             accuracy_level=accuracy_level,
             bias=config.qkv_bias,
             packed=core.takes_packed and not config.qk_norm and fuses_rotary(config),
         )
-        self.o_proj = LinearGroup(
+        self.o_proj = group(
             groups[f"{prefix}.o_proj"], stage, accuracy_level=accuracy_level, bias=config.o_bias
         )
         if config.qk_norm:
@@ -136,6 +138,9 @@ class Attention(nn.Module):
         return self.o_proj(op, y)[0], key, value
 
     def _per_head(self, op: Any, norm: Norm, x: ir.Value) -> ir.Value:
+        if self.core.takes_norms:
+            own: ir.Value = norm(op, x)[0]
+            return own
         number = self.config.num_heads if norm is self.q_norm else self.config.num_kv_heads
         width = number * self.config.head_dim
         heads = op.Reshape(x, [0, -1, self.config.head_dim])  # (B, S, n * hd) -> (B, S * n, hd)

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flrc_runtime import kernels
 from flrc_runtime import manifest as manifests
 from flrc_runtime.errors import FormatError, UsageError
 from flrc_runtime.files import read_json, resolve_inside, write_json
 from flrc_runtime.genai_file import GENAI_FILE
-from flrc_runtime.graph_file import check_graph_file
+from flrc_runtime.graph_file import GraphForm, check_graph_file
 from flrc_runtime.manifest import Manifest, RankPlan, StageInfo, prefill_graph
 from flrc_runtime.model_card import write_card
 from flrc_runtime.output_folder import check_output_folder, check_room, published_folder
@@ -24,13 +25,14 @@ from .chat_frames import write_frames
 from .genai import eos_tokens, genai_config
 from .layout import group_layouts
 from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat, rounded_plan
+from .own_form import build_own_stage, own_bytes_read
 from .parity import check_graph, check_static_graph, check_values
 from .sizes import bytes_read
 from .source import CheckpointTensors
 from .stages import attach_weights, build_stage, save_stage, stage_file
 from .static_stages import build_static_stage
 from .versions import export_versions
-from .weight_table import FILE_NAME, Matrix, Recipe, Stored, placed, recipes
+from .weight_table import FILE_NAME, Matrix, Recipe, Stored, Tiles, own_recipes, placed, recipes
 from .weights import WeightFile
 
 STATIC_CONTEXT = 1024  # positions of a static bundle, if not asked for others
@@ -47,6 +49,7 @@ def export(
     head: Dtype | None = None,
     context: int | None = None,
     accuracy_level: AccuracyLevel = 4,
+    stock: bool = False,
     prefill: int | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
@@ -62,10 +65,13 @@ def export(
         head: Number format of embedding and head, or None for the one of ``dtype``.
         context: Positions (tokens) a conversation may have, or None for the model's own, at most 4096 (with ``prefill``
             1024, since every step looks at all of them).
-        accuracy_level: 4: integer kernels round activations to int8, 2-3 times faster; 0 or 1: they do not.
+        accuracy_level: Of a stock or static graph. 4: kernels of integers round activations to int8, 2-3 times faster;
+            0 or 1: they do not.
+        stock: Write graphs of onnxruntime's own operators, for onnxruntime-genai, WebGPU and onnxruntime-web, and not
+            of the project's.
         prefill: Write a static bundle: graphs of standard operators and fixed shapes, for accelerators, one for a token
-            and one for so many tokens of a prompt (static_form.py); None: the fused graphs of onnxruntime. A static
-            bundle's numbers are fp32 if not asked otherwise, as are its embedding and head.
+            and one for so many tokens of a prompt (static_form.py). A static bundle's numbers are fp32 if not asked
+            otherwise, as are its embedding and head.
         overwrite: Replace an earlier bundle.
         progress: Called with what is being done, steps done and steps in all.
 
@@ -97,8 +103,9 @@ def export(
     chosen, plan = _formats(written, dtype, head)
     formats = Formats(NumberFormat.named(plan.embedding, accuracy_level), accuracy_level)
     groups = group_layouts(config, plan)
-    wanted = recipes(config, groups, formats)
-    check_room(output, placed(config, plan, context=positions).size)
+    own = not (static or stock)
+    wanted = (own_recipes if own else recipes)(config, groups, formats)
+    check_room(output, placed(config, plan, context=positions, own=own).size)
 
     def report(what: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, all_: progress(what, done, all_)
@@ -110,18 +117,22 @@ def export(
         stages, log_progress = [], report("stages")
         for stage in range(written.plan.num_stages):
             if prefill is None:
-                model = build_stage(config, groups, stage=stage, formats=formats, context=positions)
-                used = _write_graph(folder / stage_file(stage), model, weights, static=False)
-                check_graph(folder / stage_file(stage), config, context=positions)
+                build = build_own_stage if own else build_stage
+                model = build(config, groups, stage=stage, formats=formats, context=positions)
+                used = _write_graph(folder / stage_file(stage), model, weights, "own" if own else "stock")
+                check_graph(folder / stage_file(stage), config, context=positions, own=own)
             else:
                 for count in (prefill, 1):
                     model = build_static_stage(
                         config, groups, stage=stage, formats=formats, window=positions, count=count
                     )
                     name = stage_file(stage) if count == 1 else prefill_graph(stage_file(stage))
-                    used = _write_graph(folder / name, model, weights, static=True)
+                    used = _write_graph(folder / name, model, weights, "static")
                     check_static_graph(folder / name)
-            size = bytes_read(used, config.vocab_size)
+            if own:
+                size = own_bytes_read(config, groups, stage=stage, formats=formats)
+            else:
+                size = bytes_read(used, config.vocab_size)
             stages.append(StageInfo(stage_file(stage), round(written.plan.kept(stage), 6), size))
             if log_progress is not None:
                 log_progress(stage + 1, written.plan.num_stages)
@@ -129,7 +140,7 @@ def export(
         _log_errors(errors, wanted)
         generation = _copy_files(checkpoint, folder)
         write_frames(folder, read_template(folder))
-        if not static:
+        if stock:
             write_json(
                 folder / GENAI_FILE,
                 genai_config(config, generation, context=positions, graph=stage_file(0)),
@@ -142,6 +153,7 @@ def export(
             plan=plan,
             model=replace(written.model, context_length=positions, eos_token_ids=eos),
             stages=tuple(stages),
+            operators=kernels.VERSION if own else 0,
             versions=export_versions(written),
         )
         write_card(folder, content)
@@ -162,11 +174,11 @@ def _formats(written: Manifest, dtype: Dtype | None, head: Dtype | None) -> tupl
     return dtype or "int4", rounded_plan(written.plan, chosen, embedding=embedding)
 
 
-def _write_graph(path: Path, model: Any, weights: WeightFile, *, static: bool) -> list[Stored]:
+def _write_graph(path: Path, model: Any, weights: WeightFile, form: GraphForm) -> list[Stored]:
     """Write a graph that reads the weight file; return the tensors it reads."""
     used = attach_weights(model, weights.table, path.parent)
     save_stage(model, path)
-    check_graph_file(path, {FILE_NAME: weights.path.stat().st_size}, static=static)
+    check_graph_file(path, {FILE_NAME: weights.path.stat().st_size}, form)
     return used
 
 
@@ -197,6 +209,6 @@ def _copy_files(checkpoint: Path, folder: Path) -> Mapping[str, Any]:
 
 
 def _log_errors(errors: Mapping[str, float], wanted: list[Recipe]) -> None:
-    worst = max((r for r in wanted if isinstance(r, Matrix)), key=lambda r: errors[r.name])
+    worst = max((r for r in wanted if isinstance(r, Matrix | Tiles)), key=lambda r: errors[r.name])
     if errors[worst.name]:
         log.debug("largest rounding error: %.1f %% of the norm, in %s", 100 * errors[worst.name], worst.name)

@@ -84,21 +84,25 @@ class GatedMLP(nn.Module):
         stage: int,
         *,
         accuracy_level: AccuracyLevel,
+        group: type[LinearGroup] = LinearGroup,
     ) -> None:
         super().__init__("mlp")
         prefix = f"model.layers.{layer}.mlp"
         self.activation = config.activation
-        self.gate_up_proj = LinearGroup(
-            groups[f"{prefix}.gate_up_proj"], stage, accuracy_level=accuracy_level
-        )
-        self.down_proj = LinearGroup(groups[f"{prefix}.down_proj"], stage, accuracy_level=accuracy_level)
+        self.gate_up_proj = group(groups[f"{prefix}.gate_up_proj"], stage, accuracy_level=accuracy_level)
+        self.down_proj = group(groups[f"{prefix}.down_proj"], stage, accuracy_level=accuracy_level)
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
         """Return ``[B, S, H]``."""
         gate, up = self.gate_up_proj(op, x)
-        gate = self.silu(op, gate) if self.activation == "silu" else op.Gelu(gate, approximate="tanh")
-        down: list[ir.Value] = self.down_proj(op, op.Mul(gate, up))
+        down: list[ir.Value] = self.down_proj(op, self.gated(op, gate, up))
         return down[0]
+
+    def gated(self, op: Any, gate: ir.Value, up: ir.Value) -> ir.Value:
+        """Return ``act(gate) · up``."""
+        gate = self.silu(op, gate) if self.activation == "silu" else op.Gelu(gate, approximate="tanh")
+        y: ir.Value = op.Mul(gate, up)
+        return y
 
     def silu(self, op: Any, x: ir.Value) -> ir.Value:
         """Return ``x · sigmoid(x)``."""
@@ -108,13 +112,18 @@ class GatedMLP(nn.Module):
 
 @dataclass(frozen=True)
 class Form:
-    """The modules in which the forms of a graph differ: the fused form's here, fixed shapes in static_form.py."""
+    """The modules in which the forms of a graph differ.
+
+    onnxruntime's operators are the defaults; our own are in own_form.py, fixed shapes in static_form.py.
+    """
 
     norm: type[Norm] = Norm
     attention: type[GroupQueryAttention] = GroupQueryAttention
     mlp: type[GatedMLP] = GatedMLP
     tied_head: type[TiedHead] = TiedHead
     steps: type[FusedSteps] = FusedSteps
+    group: type[LinearGroup] = LinearGroup
+    embedding: type[Embedding] = Embedding
 
 
 FUSED = Form()
@@ -138,11 +147,18 @@ class Layer(nn.Module):
         four = config.norms_per_block == 4
         self.input_layernorm = norm("input_layernorm", h, eps=eps)
         self.self_attn = Attention(
-            config, layer, groups, stage, accuracy_level=accuracy_level, core=form.attention, norm=norm
+            config,
+            layer,
+            groups,
+            stage,
+            accuracy_level=accuracy_level,
+            core=form.attention,
+            norm=norm,
+            group=form.group,
         )
         self.attn_post = norm("post_attention_layernorm", h, eps=eps) if four else None
         self.mlp_pre = norm("pre_feedforward_layernorm" if four else "post_attention_layernorm", h, eps=eps)
-        self.mlp = form.mlp(config, layer, groups, stage, accuracy_level=accuracy_level)
+        self.mlp = form.mlp(config, layer, groups, stage, accuracy_level=accuracy_level, group=form.group)
         self.mlp_post = norm("post_feedforward_layernorm", h, eps=eps) if four else None
 
     def forward(
@@ -190,7 +206,7 @@ class Decoder(nn.Module):
         super().__init__("model")
         ropes = config.rope_kinds()
         self.config = config
-        self.embed_tokens = Embedding(config, number_format=formats.embedding)
+        self.embed_tokens = form.embedding(config, number_format=formats.embedding)
         self.rotary = [RotaryCache(i, context, config.head_dim) for i in range(len(ropes))]
         self.blocks = [
             Layer(config, i, groups, stage, accuracy_level=formats.accuracy_level, form=form)

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from flrc_runtime import kernels
 from flrc_runtime.errors import NumericalError, VerificationError
+from flrc_runtime.sessions import NOT_FINITE
 
 from .architectures import DecoderConfig
 from .number_format import Bytes, Float, dequantize
 from .source import CheckpointTensors
-from .weight_table import Matrix, Order, Recipe, Stored, Vector
-from .weights import quantized_slabs, slabs, vector_values
+from .tiles import BLOCK, filled, float_values, scale_values, unpack_tiles
+from .weight_table import Matrix, Order, Recipe, Stored, Tiles, Vector
+from .weights import float_matrix, integer_values, order_values, quantized_slabs, slabs, vector_values
 
 # Largest ‖ŵ − w‖ / ‖w‖ of a matrix rounded to nearest. Gaussian weights give 0.007 and 0.08;
 # a zeroed, permuted or wrongly scaled matrix gives 0.5 and more.
@@ -47,13 +50,41 @@ def check_values(
             if not np.array_equal(stored, vector_values(source, recipe)):
                 raise _differs(recipe.name, 1.0)
         elif isinstance(recipe, Order):
-            if not np.array_equal(table[recipe.name].read(path), source.permutation(recipe.tensor)):
+            if not np.array_equal(table[recipe.name].read(path), order_values(source, recipe)):
                 raise _differs(recipe.name, 1.0)
+        elif isinstance(recipe, Tiles):
+            errors[recipe.name] = _tiles_error(path, table[f"{recipe.name}.tiles"], recipe, source)
         else:
             errors[recipe.name] = _matrix_error(path, table, recipe, source)
         if progress is not None:
             progress(i + 1, len(recipes))
     return errors
+
+
+def _tiles_error(path: Path, stored: Stored, recipe: Tiles, source: CheckpointTensors) -> float:
+    """Return the error of a matrix in tiles, read back; its integers must be those of the checkpoint."""
+    (rows, inputs), bits = recipe.shape, recipe.format.bits
+    data = np.asarray(stored.read(path)).view(np.uint8)
+    given = source.holds_integers(recipe.tensors[0])
+    if given:
+        integers, scales = integer_values(source, recipe)
+        wanted = integers.reshape(rows, -1, BLOCK) * scales[..., None]
+        wanted = wanted.reshape(rows, -1)[:, :inputs]
+    else:
+        wanted = float_matrix(source, recipe)
+    if bits == 32:
+        written = float_values(data, rows, inputs)
+    else:
+        found, codes = unpack_tiles(data, rows, filled(inputs), bits)
+        if given and not np.array_equal(found, integers):
+            raise _differs(recipe.name, 1.0)
+        written = found.reshape(rows, -1, BLOCK) * scale_values(codes, stored.unit)[..., None]
+        written = written.reshape(rows, -1)[:, :inputs]
+    norm = float(np.linalg.norm(wanted.astype(np.float64)))
+    error = float(np.linalg.norm((written - wanted).astype(np.float64))) / (norm or 1.0)
+    if not np.isfinite(error) or error > TOLERANCE[bits]:
+        raise _differs(recipe.name, error)
+    return error
 
 
 def _matrix_error(
@@ -108,24 +139,37 @@ def _differs(name: str, error: float) -> VerificationError:
     )
 
 
-def check_graph(path: Path, config: DecoderConfig, *, context: int) -> None:
+def check_graph(path: Path, config: DecoderConfig, *, context: int, own: bool) -> None:
     """Load a stage in onnxruntime and run a short prompt and one step.
+
+    Args:
+        path: The graph.
+        config: The decoder.
+        context: Positions (tokens) that it may hold.
+        own: Whether it is of the project's own operators.
 
     Raises:
         NumericalError: A logit is not finite.
         VerificationError: onnxruntime does not load or run the graph.
+        FlrcError: The library of operators is not here.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    if own:
+        kernels.register(options)
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        past = [np.zeros((1, config.num_kv_heads, 0, config.head_dim), np.float32)] * (2 * config.num_layers)
+        rows = session.get_inputs()[-1]  # of the cache, of bytes or floats
+        kind = np.uint8 if own else np.float32
+        past = [np.zeros((1, config.num_kv_heads, 0, rows.shape[-1]), kind)] * (2 * config.num_layers)
         length = min(PROBE_TOKENS, context - 1)
         ids = np.linspace(0, config.vocab_size - 1, length).astype(np.int64)[None]
-        logits, *past = session.run(None, _feeds(config, ids, past))
-        step, *_ = session.run(None, _feeds(config, ids[:, :1], past))
+        logits, *past = session.run(None, _feeds(config, ids, past, length))
+        step, *_ = session.run(None, _feeds(config, ids[:, :1], past, length + 1))
     except Exception as error:  # onnxruntime raises its own classes, which share no public base
+        if str(error).endswith(NOT_FINITE):
+            raise NumericalError(f"{path.name} meets numbers that are not finite") from None
         raise VerificationError(f"onnxruntime cannot run {path.name}: {error}") from error
     if not (np.isfinite(logits).all() and np.isfinite(step).all()):
         raise NumericalError(f"{path.name} gives logits that are not finite")
@@ -153,9 +197,8 @@ def check_static_graph(path: Path) -> None:
 
 
 def _feeds(
-    config: DecoderConfig, ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]], past: list[Float]
+    config: DecoderConfig, ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]], past: list[Float], total: int
 ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
-    total = past[0].shape[2] + ids.shape[1]
     feeds: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
         "input_ids": ids,
         "attention_mask": np.ones((1, total), np.int64),

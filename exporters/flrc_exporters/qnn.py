@@ -116,7 +116,7 @@ def compile_static(
         write_card(folder, written)
         sealed = manifests.seal(folder, written)
         for name in graphs:
-            check_graph_file(folder / name, sealed.weight_sizes(), static=True)
+            check_graph_file(folder / name, sealed.weight_sizes(), "static")
         return sealed, placements
 
 

@@ -18,6 +18,7 @@ from .number_format import Formats
 from .weight_table import FILE_NAME, Stored
 
 OPSET, IR_VERSION = 21, 10
+FLRC = "flrc"  # the domain of our own operators
 LAST = 2**63 - 1  # the end of any axis, for Slice
 EVERY_POSITION = -(2**31)  # as a start: before any first position
 _TYPES = {"float32": ir.DataType.FLOAT, "uint8": ir.DataType.UINT8, "int64": ir.DataType.INT64}
@@ -99,7 +100,20 @@ def attach_weights(model: ir.Model, table: Mapping[str, Stored], folder: Path) -
             base_dir=folder,
         )
         used.append(stored)
+    _say_units(model, table)
     return used
+
+
+def _say_units(model: ir.Model, table: Mapping[str, Stored]) -> None:
+    """Say in the nodes of our own operators what the scale bytes of their tiles are multiples of."""
+    for node in model.graph:
+        if node.domain == FLRC:
+            names = [value.name or "" for value in node.inputs if value is not None]
+            units = [table[name].unit for name in names if name.endswith(".tiles")]
+            if node.op_type == "Linear":
+                node.attributes["scales"] = ir.AttrFloat32s("scales", units)
+            elif node.op_type == "Embedding":
+                node.attributes["scale"] = ir.AttrFloat32("scale", units[0])
 
 
 def save_stage(model: ir.Model, path: Path) -> None:
@@ -135,5 +149,6 @@ def name_nodes(graph: ir.Graph) -> None:
         node.metadata_props.clear()
         for i, output in enumerate(node.outputs):
             if output not in outputs:
-                # an unused optional output is left out: kernels then skip it
-                output.name = f"{name}/output_{i}" if output.uses() or len(node.outputs) == 1 else ""
+                # an unused optional output is left out: kernels then skip it; ours have none
+                used = output.uses() or len(node.outputs) == 1 or node.domain == FLRC
+                output.name = f"{name}/output_{i}" if used else ""

@@ -45,6 +45,34 @@ def scale_values(codes: Bytes, unit: float) -> Float:
     return (signed.astype(np.float32) * np.float32(unit)).astype(np.float32)
 
 
+def filled(inputs: int) -> int:
+    """Return the inputs that are stored: filled up to whole blocks."""
+    return -(-inputs // BLOCK) * BLOCK
+
+
+def tile_bytes(rows: int, inputs: int, width: int) -> int:
+    """Return the bytes of a matrix, its rows and inputs filled up; a width of 32 is float32."""
+    if width == 32:
+        return -(-rows // ROWS) * LINE * filled(inputs)
+    return plane_bytes(rows, filled(inputs), width)
+
+
+def float_tiles(weight: Float) -> Bytes:
+    """Lay out a matrix ``[rows, inputs]`` of floats: groups of 16 rows, a line an input, filled up with zeros."""
+    rows, inputs = weight.shape
+    padded = np.zeros((-(-rows // ROWS) * ROWS, filled(inputs)), np.float32)
+    padded[:rows, :inputs] = weight
+    lines = padded.reshape(-1, ROWS, padded.shape[1]).transpose(0, 2, 1)
+    return np.frombuffer(np.ascontiguousarray(lines, "<f4").tobytes(), np.uint8)
+
+
+def float_values(data: Bytes, rows: int, inputs: int) -> Float:
+    """Undo :func:`float_tiles`."""
+    lines = data.view("<f4").reshape(-(-rows // ROWS), filled(inputs), ROWS)
+    values: Float = lines.transpose(0, 2, 1).reshape(-1, filled(inputs))[:rows, :inputs]
+    return values
+
+
 def plane_bytes(rows: int, inputs: int, width: int) -> int:
     """Return the bytes of a matrix, its rows filled up to a multiple of 16."""
     blocks = inputs // BLOCK

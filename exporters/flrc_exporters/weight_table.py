@@ -6,8 +6,8 @@ Places follow from the plan alone, so the size of a bundle is known before anyth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,9 @@ from flrc_runtime.manifest import RankPlan
 from .architectures import DecoderConfig
 from .layout import GroupLayout, Part, group_layouts, output_factor_name
 from .number_format import AccuracyLevel, Formats, NumberFormat
+from .parts import parts_of
 from .rope import Rope
+from .tiles import tile_bytes
 
 FILE_NAME = "weights.bin"
 PAGE, LINE = 4096, 64  # large tensors start on a page so that they can be mapped, small ones on a cache line
@@ -33,6 +35,7 @@ class Stored:
     dtype: Literal["float32", "uint8", "int64"]
     shape: tuple[int, ...]
     offset: int
+    unit: float = 1.0  # of tiles: what their scale bytes are multiples of
 
     @property
     def length(self) -> int:
@@ -70,6 +73,23 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """A matrix ``[out, in]`` as the project's own operators read it, made of whole source tensors.
+
+    They lie on top of each other, or, if ``widths`` says how wide each is, beside each other. ``order`` names a tensor
+    that says which of their rows each row is. Further module names of the same bytes are ``aliases``.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    shape: tuple[int, int]
+    format: NumberFormat
+    widths: tuple[int, ...] = ()
+    order: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Vector:
     """A norm weight or bias: source vectors end to end, plus ``offset``."""
 
@@ -81,14 +101,65 @@ class Vector:
 
 @dataclass(frozen=True)
 class Order:
-    """Where the outputs of a pivoted chunk come from: ``size`` indices."""
+    """Where the outputs of a pivoted chunk come from: ``size`` indices.
+
+    ``inverse``: instead which output each row of V and U is, bytes of int32, as the project's own operators read it.
+    """
 
     name: str
     tensor: str
     size: int
+    inverse: bool = False
 
 
-Recipe = Matrix | Vector | Order
+Recipe = Matrix | Tiles | Vector | Order
+
+
+def own_recipes(config: DecoderConfig, groups: dict[str, GroupLayout], formats: Formats) -> list[Recipe]:
+    """Return what every tensor of ``weights.bin`` is made of in a bundle of our own operators, in reading order."""
+    vocab, hidden = config.vocab_size, config.hidden_size
+    embedding, head = "model.embed_tokens", "lm_head"
+    aliases = (head,) if config.tied_embedding else ()
+    result: list[Recipe] = [
+        Tiles(embedding, (f"{embedding}.weight",), (vocab, hidden), formats.embedding, aliases=aliases)
+    ]
+    shapes = config.other_tensors()
+    for i in range(config.num_layers):
+        result += _norms(config, f"model.layers.{i}.")
+        for name, group in groups.items():
+            if name.startswith(f"model.layers.{i}."):
+                result += _own_group(name, group, shapes)
+    result.append(Vector("model.norm.weight", ("model.norm.weight",), hidden, config.norm_offset))
+    if not config.tied_embedding:
+        result.append(Tiles(head, (f"{head}.weight",), (vocab, hidden), formats.embedding))
+    return result
+
+
+def _norms(config: DecoderConfig, layer: str) -> list[Vector]:
+    return [
+        Vector(name, (name,), shape[0], config.norm_offset)
+        for name, shape in config.other_tensors().items()
+        if name.startswith(layer) and name.endswith("norm.weight")
+    ]
+
+
+def _own_group(name: str, group: GroupLayout, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Recipe]:
+    for plan in group.projections:
+        for part in parts_of(plan):
+            for module, (shape, number_format) in part.matrices().items():
+                kind = module[1:2]  # V, U, or nothing
+                tensors = tuple(f"{plan.name}.chunks.{c}.{kind}" for c in part.chunks) or (
+                    f"{plan.name}.weight",
+                )
+                widths = part.widths() if kind == "U" else ()
+                order = f"{plan.name}.chunks.{part.chunks[0]}.order" if part.chunks else ""
+                whole = order if kind == "V" and part.second_format is None else ""
+                yield Tiles(f"{plan.name}{module}", tensors, shape, number_format, widths, whole)
+                if kind == "U" and part.pivoted:
+                    yield Order(f"{plan.name}{module}.order", order, plan.shape[0], inverse=True)
+    biases = tuple(f"{p.name}.bias" for p in group.projections if f"{p.name}.bias" in shapes)
+    if biases:
+        yield Vector(f"{name}.bias", biases, sum(p.shape[0] for p in group.projections))
 
 
 def recipes(config: DecoderConfig, groups: dict[str, GroupLayout], formats: Formats) -> list[Recipe]:
@@ -108,11 +179,7 @@ def recipes(config: DecoderConfig, groups: dict[str, GroupLayout], formats: Form
     shapes = config.other_tensors()
     for i in range(config.num_layers):
         layer = f"model.layers.{i}"
-        result += [
-            Vector(name, (name,), shape[0], config.norm_offset)
-            for name, shape in shapes.items()
-            if name.startswith(f"{layer}.") and name.endswith("norm.weight")
-        ]
+        result += _norms(config, f"{layer}.")
         for name, group in groups.items():
             if name.startswith(f"{layer}."):
                 result += group_recipes(name, group, shapes, formats.accuracy_level)
@@ -187,7 +254,15 @@ class WeightTable:
         if isinstance(recipe, Vector):
             return (self.reserve(recipe.name, "float32", (recipe.size,)),)
         if isinstance(recipe, Order):
-            return (self.reserve(recipe.name, "int64", (recipe.size,)),)
+            dtype: Literal["uint8", "int64"] = "uint8" if recipe.inverse else "int64"
+            return (self.reserve(recipe.name, dtype, (recipe.size * (4 if recipe.inverse else 1),)),)
+        if isinstance(recipe, Tiles):
+            stored = self.reserve(
+                f"{recipe.name}.tiles", "uint8", (tile_bytes(*recipe.shape, recipe.format.bits),)
+            )
+            for alias in recipe.aliases:
+                self.alias(f"{alias}.tiles", stored)
+            return (stored,)
         if not recipe.format.quantized:
             out, width = recipe.shape
             shape = (width, out) if recipe.transposed else (out, width)
@@ -205,6 +280,11 @@ class WeightTable:
             self.alias(f"{alias}.scales", scales)
         return q, scales
 
+    def measure(self, recipe: Tiles, unit: float) -> None:
+        """Note what the scale bytes of tiles are multiples of."""
+        for name in (recipe.name, *recipe.aliases):
+            self.table[f"{name}.tiles"] = replace(self.table[f"{name}.tiles"], unit=unit)
+
     def place_rotary(self, config: DecoderConfig, context: int) -> Iterator[tuple[Rope, Stored, Stored]]:
         """Give cosines and sines of every kind of rotary embedding their places."""
         for i, rope in enumerate(config.rope_kinds()):
@@ -213,18 +293,18 @@ class WeightTable:
             yield rope, cos, sin
 
 
-def placed(config: DecoderConfig, plan: RankPlan, *, context: int) -> WeightTable:
+def placed(config: DecoderConfig, plan: RankPlan, *, context: int, own: bool = True) -> WeightTable:
     """Return where everything of a plan that names number formats lies.
 
     Args:
         config: The decoder.
         plan: Ranks and the number format of every matrix.
         context: Positions (tokens) that cosines and sines are stored for.
+        own: For the graphs of our own operators, or else of onnxruntime's.
     """
     table = WeightTable()
-    for recipe in recipes(
-        config, group_layouts(config, plan), Formats(NumberFormat.named(plan.embedding), 4)
-    ):
+    wanted = own_recipes if own else recipes
+    for recipe in wanted(config, group_layouts(config, plan), Formats(NumberFormat.named(plan.embedding), 4)):
         table.place(recipe)
     for _ in table.place_rotary(config, context):
         pass

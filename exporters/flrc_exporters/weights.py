@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .architectures import DecoderConfig
-from .number_format import Bytes, Float, quantize
+from .number_format import Bytes, Float, quantize, unpack
 from .source import CheckpointTensors
-from .weight_table import Matrix, Order, Piece, Recipe, Stored, Vector, WeightTable
+from .tiles import BLOCK, filled, float_tiles, pack_tiles, scale_bytes
+from .weight_table import Matrix, Order, Piece, Recipe, Stored, Tiles, Vector, WeightTable
 
 _SLAB = 1 << 22  # elements of a matrix read at once
 
@@ -45,7 +46,11 @@ class WeightFile(WeightTable):
                 if isinstance(recipe, Vector):
                     _put(file, stored[0].offset, vector_values(source, recipe))
                 elif isinstance(recipe, Order):
-                    _put(file, stored[0].offset, source.permutation(recipe.tensor))
+                    _put(file, stored[0].offset, order_values(source, recipe))
+                elif isinstance(recipe, Tiles):
+                    data, unit = tile_values(source, recipe)
+                    _put(file, stored[0].offset, data)
+                    self.measure(recipe, unit)
                 elif recipe.format.quantized:
                     _write_quantized(file, source, recipe, *stored)
                 else:
@@ -94,6 +99,50 @@ def vector_values(source: CheckpointTensors, recipe: Vector) -> Float:
     """Return the values of a vector as they are to be stored."""
     values = np.concatenate([source.read(name) for name in recipe.tensors])
     return values + np.float32(recipe.offset) if recipe.offset else values
+
+
+def order_values(source: CheckpointTensors, recipe: Order) -> npt.NDArray[np.int64] | Bytes:
+    """Return the order of a pivoted chunk's outputs as it is to be stored."""
+    order = source.permutation(recipe.tensor)
+    return np.argsort(order).astype("<i4").view(np.uint8) if recipe.inverse else order
+
+
+def tile_values(source: CheckpointTensors, recipe: Tiles) -> tuple[Bytes, float]:
+    """Return a matrix in tiles, and what its scale bytes are multiples of."""
+    bits = recipe.format.bits
+    if bits == 32:
+        return float_tiles(float_matrix(source, recipe)), 1.0
+    integers, scales = integer_values(source, recipe)
+    codes, unit = scale_bytes(scales)
+    return pack_tiles(integers, codes, bits), unit
+
+
+def float_matrix(source: CheckpointTensors, recipe: Tiles) -> Float:
+    """Return a matrix ``[rows, inputs]`` as the checkpoint has it."""
+    values = np.concatenate([source.read(name) for name in recipe.tensors], 1 if recipe.widths else 0)
+    return values[source.permutation(recipe.order)] if recipe.order else values
+
+
+def integer_values(source: CheckpointTensors, recipe: Tiles) -> tuple[npt.NDArray[np.int8], Float]:
+    """Return signed integers ``[rows, inputs filled up]`` and scales ``[rows, blocks of 32]`` of a matrix.
+
+    They are those of the checkpoint, or its floats rounded to nearest.
+    """
+    bits, size = recipe.format.bits, recipe.format.block_size
+    assert bits != 32
+    integers, scales = [], []
+    for i, name in enumerate(recipe.tensors):
+        columns = filled(recipe.widths[i] if recipe.widths else recipe.shape[1])
+        if source.holds_integers(name):
+            packed, of_blocks = source.read_integers(name)
+        else:
+            packed, of_blocks = quantize(source.read(name), bits, size)
+        values = unpack(packed, bits).reshape(len(packed), -1)[:, :columns]
+        integers.append((values.astype(np.int16) - (1 << (bits - 1))).astype(np.int8))
+        scales.append(np.repeat(of_blocks, size // BLOCK, axis=1)[:, : columns // BLOCK])
+    axis = 1 if recipe.widths else 0
+    rows = source.permutation(recipe.order) if recipe.order else slice(None)
+    return np.concatenate(integers, axis)[rows], np.concatenate(scales, axis)[rows]
 
 
 def slabs(source: CheckpointTensors, recipe: Matrix) -> Iterable[tuple[int, Float]]:

@@ -26,7 +26,6 @@ COMMANDS = {
     "heal": "Train a checkpoint's factors for a while to answer as the dense model does.",
     "quantize": "Round a checkpoint to integers that make up for their rounding errors.",
     "export": "Export a checkpoint into a bundle: one ONNX graph per stage, one weight file.",
-    "pack": "Make a bundle's weights ready for this machine, ahead of its first use.",
     "generate": "Stream an answer from a bundle.",
     "chat": "Talk to a bundle in the terminal.",
     "serve": "Serve a bundle to clients of OpenAI's API.",

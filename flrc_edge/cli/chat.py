@@ -19,7 +19,7 @@ from flrc_edge.cli.decoding import (
     sampling_options,
     stage_options,
 )
-from flrc_edge.cli.loading import load_bundle, provider_option
+from flrc_edge.cli.loading import provider_option
 from flrc_edge.cli.saved_chat import check_new, read_messages, write_messages
 from flrc_edge.cli.stage_text import StageText, printable, wants_color
 from flrc_edge.cli.typed_lines import history, turns
@@ -81,7 +81,7 @@ def command(
     The KV cache is kept, so only what is new is read. Answers go to stdout, all else to stderr; where stdin is not a
     terminal, every line of it is a turn.
     """
-    from flrc_runtime import Conversation
+    from flrc_runtime import Conversation, load
 
     check_stage_options(stage=stage, ms_per_token=ms_per_token, mean_keep=mean_keep)
     if system is not None and loaded is not None:
@@ -92,7 +92,7 @@ def command(
     messages = [] if loaded is None else read_messages(loaded)
     if system is not None:
         messages = [{"role": "system", "content": system}]
-    model = load_bundle(bundle, context=context, threads=threads, providers=providers)
+    model = load(bundle, context=context, threads=threads, providers=providers)
     policy = policy_of(model, stage, ms_per_token, mean_keep)
     session = Session(
         model,

@@ -43,15 +43,17 @@ LEVELS: dict[str, AccuracyLevel] = {"0": 0, "4": 4}
     type=click.Choice(["0", "4"]),
     default="4",
     show_default=True,
-    help="4: kernels of integer weights may round activations to int8, which is faster; 0: they do not.",
+    help="Of a stock, static or optimum graph. 4: kernels of integer weights may round activations to int8, which is "
+    "faster; 0: they do not.",
 )
 @click.option(
     "--graph",
-    type=click.Choice(["own", "static", "optimum"]),
+    type=click.Choice(["own", "stock", "static", "optimum"]),
     default="own",
     show_default=True,
-    help="static: standard operators and fixed shapes, for accelerators, two graphs a stage, fp32 by default. optimum: "
-    "the graph that optimum-onnx exports, factorized, for ORTModelForCausalLM; takes families that ours lacks.",
+    help="own: the project's operators. stock: onnxruntime's, for onnxruntime-genai, WebGPU and onnxruntime-web. "
+    "static: standard operators and fixed shapes, for accelerators, two graphs a stage, fp32 by default. optimum: the "
+    "graph that optimum-onnx exports, factorized, for ORTModelForCausalLM; takes families that ours lacks.",
 )
 @click.option(
     "--prefill",
@@ -136,7 +138,12 @@ def command(
         )
         return
     quiet = bool((ctx.find_root().params or {}).get("quiet"))
-    if dtype != "fp32" and graph == "own" and not quiet and not read(checkpoint, "checkpoint").plan.embedding:
+    if (
+        dtype != "fp32"
+        and graph in ("own", "stock")
+        and not quiet
+        and not read(checkpoint, "checkpoint").plan.embedding
+    ):
         click.echo(f"{dtype or 'int4'}: weights are rounded to nearest", err=True)
     if graph == "static" and prefill is None:
         prefill = 32
@@ -145,6 +152,7 @@ def command(
         "head": head,
         "context": context,
         "accuracy_level": LEVELS[accuracy_level],
+        "stock": graph == "stock",
         "prefill": prefill,
     }
     placed: dict[str, Placement] = {}

@@ -19,7 +19,7 @@ from flrc_edge.cli.decoding import (
     sampling_options,
     stage_options,
 )
-from flrc_edge.cli.loading import load_bundle, provider_option
+from flrc_edge.cli.loading import provider_option
 from flrc_edge.cli.stage_text import StageText, printable, wants_color
 from flrc_edge.errors import UsageError
 
@@ -70,11 +70,11 @@ def command(
 
     The answer goes to stdout, its speed to stderr. Ctrl-C ends it and keeps the text so far.
     """
-    from flrc_runtime import Speculation
+    from flrc_runtime import Speculation, load
 
     check_stage_options(stage=stage, ms_per_token=ms_per_token, mean_keep=mean_keep, speculative=speculative)
     chosen = sampling_of(sampling)
-    model = load_bundle(
+    model = load(
         bundle,
         context=context,
         threads=threads,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flrc_edge.cli.decoding import check_stage_options, policy_of, stage_options
-from flrc_edge.cli.loading import load_bundle, provider_option
+from flrc_edge.cli.loading import provider_option
 from flrc_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def command(
     curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
       -d '{"model": "smollm2-135m", "messages": [{"role": "user", "content": "Hello"}]}'
     """  # noqa: D301 (click reads the backspace character)
-    from flrc_runtime import FixedStage, Sampling
+    from flrc_runtime import FixedStage, Sampling, load
     from flrc_runtime.policy import checked_stage, prompt_stage
     from flrc_runtime.server.app import Limits, Server
     from flrc_runtime.server.run import check_host, read_key, run
@@ -71,7 +71,7 @@ def command(
     limits = Limits(parallel=parallel, queue=queue, max_tokens=max_tokens)
     hosts = check_host(host, protected=api_key_file is not None, public=public)
     key = None if api_key_file is None else read_key(api_key_file)
-    model = load_bundle(bundle, context=context, threads=threads, providers=providers)
+    model = load(bundle, context=context, threads=threads, providers=providers)
 
     def policy() -> Policy | None:  # one an answer: they count its tokens
         return policy_of(model, stage, ms_per_token, mean_keep)

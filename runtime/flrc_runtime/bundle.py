@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import manifest as manifest_format
 from .engine import Model
-from .errors import FlrcError, UsageError
+from .errors import UsageError
 from .files import resolve_inside
 from .manifest import Manifest
-from .packing import pack as pack_bundle
 from .policy import checked_stage
 from .providers import CPU, QNN, Provider, usable
 from .sessions import StageSessions
@@ -21,7 +19,6 @@ from .tokenizer import Tokenizer
 from .window_decoder import WindowSessions
 
 DEFAULT_CONTEXT = 2048
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,6 @@ def load(
     threads: int | None = None,
     stages: Sequence[int] | None = None,
     providers: Sequence[str | Provider] = (CPU,),
-    pack: bool = True,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -70,10 +65,6 @@ def load(
         providers: Execution providers, in the order of preference: ``cpu``, ``webgpu``, ``qnn`` or onnxruntime's names,
             with options as ``qnn:soc_model=57,htp_arch=75`` (providers.py). ``("webgpu", "cpu")`` goes on with the CPU,
             and says so, where the first is not to be had.
-        pack: Open weights packed for this machine, which the first load puts into the user's cache (packing.py): all
-            stages then take the memory of one. Only with the CPU provider alone; where the cache cannot be written,
-            a warning is logged and the bundle's own files are opened.
-        progress: Called while weights are packed, with the stages done and their number.
 
     Raises:
         UsageError: ``context``, ``threads``, a stage or a provider is not possible.
@@ -91,18 +82,10 @@ def load(
     tokenizer = Tokenizer.from_folder(opened.folder)
     providers = usable(providers)
     _check_compiled(opened, [p.name for p in providers])
-    packed, obstacle = None, None
-    if pack and [p.name for p in providers] == [CPU] and opened.manifest.kind == "bundle":
-        try:
-            packed = pack_bundle(opened.folder, opened.manifest, progress=progress)
-        except FlrcError as error:
-            obstacle = error
     kind = WindowSessions if opened.manifest.kind == "static" else StageSessions
-    sessions = kind(opened.folder, opened.manifest, threads=threads, providers=providers, packed=packed)
+    sessions = kind(opened.folder, opened.manifest, threads=threads, providers=providers)
     for stage in wanted:
         sessions.get(stage)
-    if obstacle is not None:  # a damaged bundle was refused above, in better words
-        _log.warning("%s; every stage has a copy of its weights in memory", obstacle)
     return Model(opened.manifest, tokenizer, sessions, context=context)
 
 

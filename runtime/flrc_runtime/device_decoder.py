@@ -35,7 +35,7 @@ class DevicePast(Positions):
 
         shape = sessions.kv_shape
         names = [f"{layer}.{kind}" for layer in range(shape.layers) for kind in ("key", "value")]
-        empty = np.zeros((1, shape.heads, 0, shape.head_dim), np.float32)
+        empty = np.zeros((1, shape.heads, 0, shape.width), np.float32)
         super().__init__(context)
         self.values: dict[str, OrtValue] = {name: OrtValue.ortvalue_from_numpy(empty) for name in names}
 

@@ -22,7 +22,7 @@ LEAST_PYTHON = (3, 11)
 INSTRUCTIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "i8mm", "asimddp", "asimd")
 FAST = {"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"}
 PROCESSORS = Path("/sys/devices/system/cpu")
-LEAST_FREE = 2_000_000_000  # bytes: packed weights, and statistics of a small model
+LEAST_FREE = 2_000_000_000  # bytes: statistics of a small model
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,7 @@ def _cache() -> Finding:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return Finding("problem", "cache", f"{folder} cannot be written: {error.strerror or error}", remedy)
-    packed = sum(p.stat().st_size for p in (folder / "packed").rglob("*") if p.is_file())
-    text = f"{folder} can be written, {free / 1e9:.1f} GB free, packed weights take {packed / 1e6:.0f} MB"
+    text = f"{folder} can be written, {free / 1e9:.1f} GB free"
     if free < LEAST_FREE:
         return Finding("warning", "cache", text, "free some room, or " + remedy)
     return Finding("ok", "cache", text)

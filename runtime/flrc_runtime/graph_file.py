@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from .errors import FlrcError, FormatError
 from .protobuf import fields
 
 Operators = Mapping[str, set[str]]  # by domain
-# Of the fused graphs, which the Java engine knows as well, and of those of fixed shapes.
-FUSED = {
+GraphForm = Literal["own", "stock", "static"]
+OWN = {"flrc": {"Attention", "Embedding", "Linear"}}
+STOCK = {
     "": {
         *("Add", "Cast", "CastLike", "Concat", "Gather", "Gelu", "MatMul", "Mul", "ReduceSum", "Reshape"),
         *("Shape", "Slice", "Split", "Sub"),
@@ -32,6 +34,7 @@ STATIC = {
     },
     "com.microsoft": {"EPContext", "GatherBlockQuantized", "MatMulNBits"},
 }
+KNOWN: Mapping[GraphForm, Operators] = {"own": OWN, "stock": STOCK, "static": STATIC}
 _COMPILED = "EPContext"  # a part of the graph that was compiled for one accelerator
 
 _MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 20, 25
@@ -42,13 +45,13 @@ _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 
 _TENSOR_EXTERNAL = 13
 
 
-def check_graph_file(path: Path, sizes: Mapping[str, int], *, static: bool = False) -> None:
+def check_graph_file(path: Path, sizes: Mapping[str, int], form: GraphForm) -> None:
     """Refuse a graph that holds what ``export`` does not write.
 
     Args:
         path: The graph.
         sizes: Bytes of the files, by name, that its weights or compiled parts may lie in.
-        static: Whether it is a graph of a static bundle.
+        form: Which operators it may consist of: our own, onnxruntime's, or those of fixed shapes.
 
     Raises:
         FormatError: It is no graph, or one with an operator, a function or weights of another kind.
@@ -61,7 +64,7 @@ def check_graph_file(path: Path, sizes: Mapping[str, int], *, static: bool = Fal
                 raise FormatError("it holds functions or a way to train")
             if part.number == _MODEL_GRAPH and part.value is not None:
                 graphs += 1
-                _check_graph(part.value, sizes, STATIC if static else FUSED)
+                _check_graph(part.value, sizes, KNOWN[form])
         if graphs != 1:
             raise FormatError(f"it holds {graphs} graphs")
     except (FlrcError, OSError, UnicodeDecodeError, ValueError) as error:

@@ -17,10 +17,11 @@ from typing import Any, Literal, get_args
 from .errors import FormatError, VerificationError
 from .files import check_name, read_json, resolve_inside, sha256_of, write_json
 from .genai_file import GENAI_FILE, check_genai_file
-from .graph_file import check_graph_file
+from .graph_file import GraphForm, check_graph_file
 from .typed_json import build
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE = (2, 3)  # 2: bundles of onnxruntime's operators alone
 FILE_NAME = "flrc.json"
 CARD = "README.md"
 _UNLISTED = (FILE_NAME, CARD)
@@ -317,6 +318,7 @@ class Manifest:
         factorization: ``one-sided`` or ``two-sided``.
         calibration: What the factors were fitted on; None for a keep of 1.
         stages: The exported stages of a bundle, empty in a checkpoint.
+        operators: Version (kernels.py) of our own operators that a bundle's graphs consist of; 0: onnxruntime's.
         versions: Package versions that wrote the folder.
         files: Every other file of the folder; filled by :func:`seal`.
     """
@@ -329,6 +331,7 @@ class Manifest:
     factorization: str
     calibration: Calibration | None = None
     stages: tuple[StageInfo, ...] = ()
+    operators: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileInfo] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -348,6 +351,10 @@ class Manifest:
         expected = 0 if self.kind == "checkpoint" else self.plan.num_stages
         _require(len(self.stages) == expected, f"a {self.kind} of this plan has {expected} stage graphs")
         _require(len({s.graph for s in self.stages}) == expected, "two stages share a graph")
+        _require(_is_count(self.operators), "operators must be a number from 0 on")
+        _require(
+            not self.operators or self.kind == "bundle", f"a {self.kind} has no graphs of our own operators"
+        )
 
     def required_files(self) -> tuple[str, ...]:
         """Return the files without which the folder cannot be used; each must be listed in ``files``."""
@@ -360,6 +367,10 @@ class Manifest:
             prefill = [prefill_graph(name) for name in graphs]
             return (*graphs, *prefill, "tokenizer.json", "tokenizer_config.json")
         return (*graphs, "weights.bin", "tokenizer.json", "tokenizer_config.json")
+
+    def graph_form(self) -> GraphForm:
+        """Return which operators the graphs of a bundle consist of."""
+        return "static" if self.kind == "static" else "own" if self.operators else "stock"
 
     def weight_sizes(self) -> dict[str, int]:
         """Return the bytes of the files that stage graphs take weights and compiled parts from, by name."""
@@ -431,9 +442,10 @@ def parse(folder: Path, kind: Kind | None = None) -> Manifest:
     if (folder / FILE_NAME).is_symlink():
         raise FormatError(f"{folder.name}: {FILE_NAME} is a link")
     raw = read_json(folder / FILE_NAME)
-    if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA_VERSION:
+    if isinstance(raw, dict) and raw.get("schema_version") not in READABLE:
         raise FormatError(
-            f"{folder.name} was written in format {raw.get('schema_version')}, this flrc-edge reads {SCHEMA_VERSION}",
+            f"{folder.name} was written in format {raw.get('schema_version')}, this flrc-edge reads "
+            f"{' and '.join(map(str, READABLE))}",
             hint="upgrade flrc-edge or write the folder again",
         )
     manifest = build(Manifest, raw, FILE_NAME)
@@ -497,8 +509,7 @@ def verify(folder: Path, kind: Kind | None = None) -> Manifest:
     if manifest.kind in ("bundle", "static"):
         for name in manifest.files:
             if name.endswith(".onnx"):
-                static = manifest.kind == "static"
-                check_graph_file(resolve_inside(folder, name), manifest.weight_sizes(), static=static)
+                check_graph_file(resolve_inside(folder, name), manifest.weight_sizes(), manifest.graph_form())
         if GENAI_FILE in manifest.files:
             check_genai_file(folder, manifest)
     return manifest

@@ -6,7 +6,7 @@ every message, would bring itself and protobuf onto every phone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from .errors import FormatError
@@ -55,21 +55,6 @@ def fields(message: memoryview) -> Iterator[Field]:
         start = stop
 
 
-def replaced(message: memoryview, number: int, change: Callable[[memoryview], bytes]) -> bytes:
-    """Return a message with every field of bytes ``number`` changed, and all others as they are."""
-    return b"".join(
-        encoded(number, change(field.value))
-        if field.number == number and field.value is not None
-        else field.encoded
-        for field in fields(message)
-    )
-
-
-def encoded(number: int, value: bytes) -> bytes:
-    """Return a field of bytes."""
-    return _encoded_varint(number << 3 | BYTES) + _encoded_varint(len(value)) + value
-
-
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
     """Return the number at ``at`` and where it ends."""
     result = 0
@@ -82,12 +67,3 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return result, at
     raise FormatError("a protobuf message is damaged")
-
-
-def _encoded_varint(value: int) -> bytes:
-    result = bytearray()
-    while value > 0x7F:
-        result.append(value & 0x7F | 0x80)
-        value >>= 7
-    result.append(value)
-    return bytes(result)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -12,20 +11,21 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import FlrcError, FormatError, UsageError
+from .errors import FlrcError, FormatError, NumericalError, UsageError
 from .files import resolve_inside
-from .free_memory import let_go, trim
+from .free_memory import trim
 from .graph_file import check_graph_file
-from .kv_cache import KvShape
+from .kernels import register
+from .kv_cache import BLOCK_POSITIONS, KvShape
 from .manifest import Manifest
 from .providers import CPU, Provider, add_provider, device_of, usable
-from .shared_weights import PACKED_WEIGHTS
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, IOBinding, NodeArg
 
 OLDEST_ONNXRUNTIME = (1, 24, 2)  # earlier ones let a graph read weights outside its own folder
 _log = logging.getLogger(__name__)
+NOT_FINITE = "a value that is not finite"  # how an error of our own operators ends
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)\Z")
 
 
@@ -59,7 +59,6 @@ class StageSessions:
         threads: Of one operator; None for onnxruntime's own choice.
         providers: Execution providers (providers.py), in the order of preference; when the first of them cannot run a
             graph, the next one does, and a line says so.
-        packed: Folder of the same graphs with weights packed for this machine (packing.py), to be opened instead.
         trace: Beginning of the path that onnxruntime's profiler writes to, for every session; None: no profiling.
     """
 
@@ -70,7 +69,6 @@ class StageSessions:
         *,
         threads: int | None = None,
         providers: Sequence[str | Provider],
-        packed: Path | None = None,
         trace: Path | None = None,
     ) -> None:
         if threads is not None and (isinstance(threads, bool) or threads < 1):
@@ -79,7 +77,6 @@ class StageSessions:
         self._manifest = manifest
         self._threads = threads
         self._providers = usable(providers)
-        self._packed = packed
         self._trace = trace
         # Held while a graph runs. A server puts a lock here, so that sequences get the machine in turn.
         self.turns: AbstractContextManager[object] = nullcontext()
@@ -143,6 +140,7 @@ class StageSessions:
             position: Of the last token fed, named in an error.
 
         Raises:
+            NumericalError: A number in it is not finite.
             FlrcError: It failed.
         """
         try:
@@ -150,26 +148,20 @@ class StageSessions:
                 session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's errors share no base of their own
             reason = str(error).split("Status Message: ")[-1].split("\n")[0]
+            if reason.endswith(NOT_FINITE):
+                raise NumericalError(
+                    f"stage {stage} met a number that is not finite at position {position}",
+                    hint="get the bundle again, or export it again",
+                ) from None
             raise FlrcError(f"stage {stage} failed at position {position}: {reason}") from error
 
     def _load(self, name: str) -> InferenceSession:
         check_onnxruntime()
-        if self._packed is not None:
-            try:
-                return self._mapped_session(resolve_inside(self._packed, name))
-            except Exception as error:  # onnxruntime's errors share no base of their own
-                _log.warning(
-                    "the packed weights of %s are damaged and were removed (%s)",
-                    self._folder.name,
-                    loading_error(error, self._packed),
-                )
-                shutil.rmtree(self._packed, ignore_errors=True)  # the next load makes them again
-                self._packed = None
         path = resolve_inside(self._folder, name)
-        check_graph_file(path, self._manifest.weight_sizes(), static=self._manifest.kind == "static")
+        check_graph_file(path, self._manifest.weight_sizes(), self._manifest.graph_form())
         while True:
             try:
-                return self._session(path, packed=False)
+                return self._session(path)
             except Exception as error:
                 reason = loading_error(error, self._folder)
                 first, *rest = self._providers
@@ -181,16 +173,7 @@ class StageSessions:
                 _log.warning("%s cannot run %s (%s); using %s", first.name, name, reason, rest[0].name)
                 self._providers = usable(rest)
 
-    def _mapped_session(self, graph: Path) -> InferenceSession:
-        """Open a graph of the packed folder, whose weights then take memory as they are used.
-
-        onnxruntime packs every tensor once more, to compare it with what was packed before, and so reads all of them.
-        """
-        session = self._session(graph, packed=True)
-        let_go((graph.parent / PACKED_WEIGHTS).resolve())
-        return session
-
-    def _session(self, graph: Path, *, packed: bool) -> InferenceSession:
+    def _session(self, graph: Path) -> InferenceSession:
         import onnxruntime
 
         _register_arena()
@@ -200,8 +183,8 @@ class StageSessions:
         # Else the threads of the stage left behind spin on against those of the next one: a move then costs more
         # than half a decode step instead of a twentieth (`flrc-edge bench`).
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if packed:  # it was optimized before it was saved
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if self._manifest.operators:
+            register(options)
         if self._trace is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self._trace)
@@ -259,7 +242,7 @@ def check_graph(session: InferenceSession, manifest: Manifest, where: str) -> Kv
                 f"{where}: its {kind} are not those of a decoder of {len(layers)} layers ({names})"
             )
     for node in (*inputs.values(), *outputs.values()):
-        expected_type = "tensor(int64)" if node.name in ("input_ids", "attention_mask") else "tensor(float)"
+        expected_type = _type(node.name, manifest)
         if node.type != expected_type:
             raise FormatError(f"{where}: {node.name} is {node.type}, not {expected_type}")
     if outputs["logits"].shape[-1] != model.vocab_size:
@@ -271,12 +254,20 @@ def check_graph(session: InferenceSession, manifest: Manifest, where: str) -> Kv
     return shapes.pop()
 
 
+def _type(name: str, manifest: Manifest) -> str:
+    """Return onnxruntime's name of the type of an input or output."""
+    if name in ("input_ids", "attention_mask"):
+        return "tensor(int64)"
+    return "tensor(float)" if name == "logits" or not manifest.operators else "tensor(uint8)"
+
+
 def _kv_shape(node: NodeArg, manifest: Manifest) -> KvShape:
     """Return the cache shape of one layer; a symbolic dimension is what the manifest says."""
     model = manifest.model
-    _, heads, _, head_dim = node.shape if len(node.shape) == 4 else (None,) * 4
+    _, heads, _, width = node.shape if len(node.shape) == 4 else (None,) * 4
     return KvShape(
         layers=model.num_layers,
         heads=heads if isinstance(heads, int) else model.num_kv_heads,
-        head_dim=head_dim if isinstance(head_dim, int) else model.head_dim,
+        width=width if isinstance(width, int) else model.head_dim,
+        positions=BLOCK_POSITIONS if manifest.operators else 1,
     )

@@ -116,8 +116,8 @@ class Window(Positions):
         from onnxruntime import OrtValue
 
         super().__init__(context)
-        self._keys = np.zeros((shape.layers, 1, shape.heads, shape.head_dim, size), np.float32)
-        self._values = np.zeros((shape.layers, 1, shape.heads, size, shape.head_dim), np.float32)
+        self._keys = np.zeros((shape.layers, 1, shape.heads, shape.width, size), np.float32)
+        self._values = np.zeros((shape.layers, 1, shape.heads, size, shape.width), np.float32)
         self._bound = {name: OrtValue.ortvalue_from_numpy(part) for name, part in self.arrays().items()}
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:

@@ -66,7 +66,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "flrc.json is nested": lambda f: (f / "flrc.json").write_text("[" * 50_000),
     "flrc.json is not UTF-8": lambda f: (f / "flrc.json").write_bytes(b'{"a": "\xff"}'),
     "a key twice": lambda f: (f / "flrc.json").write_text('{"kind": 1, "kind": 2}'),
-    "a newer format": lambda f: edit(f, lambda c: c.update(schema_version=3)),
+    "a newer format": lambda f: edit(f, lambda c: c.update(schema_version=4)),
     "an unknown field": lambda f: edit(f, lambda c: c.update(extra=1)),
     "another kind": lambda f: edit(f, lambda c: c.update(kind="checkpoint", stages=[])),
     "no stages": lambda f: edit(f, lambda c: c.update(stages=[])),

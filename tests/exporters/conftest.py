@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from flrc_edge.chunks import Chunk, chunks_of
 from flrc_exporters.architectures import DecoderConfig
 from flrc_runtime import manifest as manifests
+from flrc_runtime.kernels import register
 from flrc_runtime.manifest import Manifest, ModelInfo, ProjectionPlan, RankPlan, Schedule, Storage
 
 STORIES = Path(__file__).parents[1] / "data" / "stories260k"
@@ -193,10 +194,13 @@ class Stage:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        register(options)
         self.session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         caches = [i for i in self.session.get_inputs() if i.name.startswith("past")]
-        shape = [1, caches[0].shape[1], context, caches[0].shape[3]]
-        self.kv = {i.name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for i in caches}
+        own = caches[0].type == "tensor(uint8)"  # rows of 16 positions
+        shape = [1, caches[0].shape[1], context // 16 if own else context, caches[0].shape[3]]
+        zeros = np.zeros(shape, np.uint8 if own else np.float32)
+        self.kv = {i.name: ort.OrtValue.ortvalue_from_numpy(zeros.copy()) for i in caches}
         self.length = 0
 
     def run(self, ids: Any) -> np.ndarray:
@@ -239,18 +243,18 @@ def bundles(
     dense_checkpoint: Checkpoint,
     staged_checkpoint: Checkpoint,
     pivoted_checkpoint: Checkpoint,
-) -> Iterator[Callable[[str, str], Path]]:
-    """Bundles of the stories checkpoints, by ("dense" | "staged" | "pivoted", dtype), exported once."""
+) -> Iterator[Callable[..., Path]]:
+    """Bundles of the stories checkpoints, by ("dense" | "staged" | "pivoted", dtype), perhaps stock; exported once."""
     from flrc_exporters.bundle import export
 
-    done: dict[tuple[str, str], Path] = {}
+    done: dict[tuple[str, str, bool], Path] = {}
     sources = {"dense": dense_checkpoint, "staged": staged_checkpoint, "pivoted": pivoted_checkpoint}
 
-    def bundle(source: str, dtype: Any) -> Path:
-        key = (source, dtype)
+    def bundle(source: str, dtype: Any, stock: bool = False) -> Path:
+        key = (source, dtype, stock)
         if key not in done:
             done[key] = tmp_path_factory.mktemp("bundle") / f"{source}-{dtype}"
-            export(sources[source].folder, done[key], dtype=dtype)
+            export(sources[source].folder, done[key], dtype=dtype, stock=stock)
         return done[key]
 
     yield bundle

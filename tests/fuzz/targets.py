@@ -10,7 +10,7 @@ from pathlib import Path
 from flrc_runtime import files, manifest
 from flrc_runtime.chat_template import ChatTemplate
 from flrc_runtime.errors import FlrcError
-from flrc_runtime.graph_file import check_graph_file
+from flrc_runtime.graph_file import KNOWN, check_graph_file
 from flrc_runtime.server.errors import ApiError
 from flrc_runtime.server.requests import chat_request, completion_request, parse_body
 
@@ -59,11 +59,12 @@ def fuzz_request(data: bytes) -> None:
 
 
 def fuzz_graph(data: bytes) -> None:
-    """A stage graph of either form."""
+    """A stage graph of any form."""
     (_folder / "graph.onnx").write_bytes(data)
-    check_graph_file(_folder / "graph.onnx", {"weights.bin": 4096}, static=len(data) % 2 == 1)
+    check_graph_file(_folder / "graph.onnx", {"weights.bin": 4096}, FORMS[len(data) % 3])
 
 
+FORMS = sorted(KNOWN)
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "manifest": fuzz_manifest,
     "json": fuzz_json,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,14 +83,14 @@ def inputs(setting: Setting, tokens: int, seed: int = 0) -> dict[str, Any]:
     """Return what all tokens of a text need."""
     rng = np.random.default_rng(seed)
     sizes = {"q": setting.heads, "k": setting.kv_heads, "v": setting.kv_heads}
-    values = {n: rng.standard_normal((1, tokens, h * setting.dim)).astype(np.float32) for n, h in sizes.items()}
+    values = {
+        n: rng.standard_normal((1, tokens, h * setting.dim)).astype(np.float32) for n, h in sizes.items()
+    }
     if setting.rotated is not None:
         angles = np.outer(np.arange(tokens + 3), 10000.0 ** -(np.arange(setting.rotated) / setting.rotated))
         values |= {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
     if setting.norms:
-        values |= {
-            n: rng.uniform(0.5, 2, setting.dim).astype(np.float32) for n in ("q_norm", "k_norm")
-        }
+        values |= {n: rng.uniform(0.5, 2, setting.dim).astype(np.float32) for n in ("q_norm", "k_norm")}
     return values  # fmt: skip
 
 
@@ -190,7 +189,12 @@ def test_reference(kernels: Any, name: str, cache: str) -> None:
     values = inputs(setting, 300)
     wanted = reference(setting, values)
     y, key, value = run(session(kernels, setting), setting, values, [300])
-    assert y.shape == wanted.shape and key.shape == value.shape == (1, setting.kv_heads, 19, setting.block_bytes)
+    assert y.shape == wanted.shape and key.shape == value.shape == (
+        1,
+        setting.kv_heads,
+        19,
+        setting.block_bytes,
+    )
     # Rounding of a key or value to the cache's type may fall the other way for a last bit that differs.
     limit = {"float32": 2e-6, "float16": 2e-4, "int8": 4e-3}[cache]
     assert np.abs(y - wanted).max() < limit * np.abs(wanted).max()
@@ -345,7 +349,10 @@ def zeros(*shape: int, dtype: Any = np.float32) -> Any:
 )  # fmt: skip
 def test_inputs_that_do_not_fit(kernels: Any, change: dict[str, Any], message: str) -> None:
     setting = Setting(rotated=8, norms=True)
-    values = fed(inputs(setting, 24), 20, 24) | {"past_key": setting.blocks(2), "past_value": setting.blocks(2)}
+    values = fed(inputs(setting, 24), 20, 24) | {
+        "past_key": setting.blocks(2),
+        "past_value": setting.blocks(2),
+    }
     opened = session(kernels, setting)
     assert np.isfinite(opened.run(None, values)[0]).all()
     with pytest.raises(Exception, match=message):

@@ -43,9 +43,7 @@ def opened(kernels: Any, folder: Path, tiles: bytes, **attributes: Any) -> Any:
     options.register_custom_ops_library(kernels.library._name)
     options.intra_op_num_threads = 2
     options.log_severity_level = 4
-    return onnxruntime.InferenceSession(
-        folder / "model.onnx", options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
 
 
 def plane(width: int) -> tuple[bytes, float, Any]:

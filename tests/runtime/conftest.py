@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flrc_runtime import load, manifest
@@ -59,9 +60,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stories]:
     checkpoint.write(folder / "checkpoint", content, source=source, factors=factors)
     export(folder / "checkpoint", folder / "stories", dtype="fp32")
     stages = tuple(flrc_edge.load(folder / "checkpoint", stage=stage) for stage in (0, 1))
-    load(
-        folder / "stories", threads=1
-    )  # packed, as after the first use: no test sees that it was before or after
     with unchanged(folder / "stories", stages[0]):
         yield Stories(folder / "stories", stages)
 
@@ -79,7 +77,33 @@ def talking(bundle: Stories, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(bundle.folder, folder)
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
     manifest.seal(folder, manifest.read(folder))
-    load(folder, threads=1)  # packed, too
+    return folder
+
+
+@pytest.fixture(scope="session")
+def positions() -> Any:
+    """Keys and values of every layer of a cache as ``[kv, positions, head_dim]``."""
+
+    def of(cache: Any) -> list[Any]:
+        found = []
+        for name, buffer in cache._buffers.items():
+            blocks = buffer.numpy()[0].view(np.float32)
+            heads, count = blocks.shape[:2]
+            if name.endswith("key"):  # positions are last
+                blocks = blocks.reshape(heads, count, -1, 16).swapaxes(2, 3)
+            found.append(blocks.reshape(heads, count * 16, -1))
+        return found
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def stock(bundle: Stories, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle in onnxruntime's own operators."""
+    from flrc_exporters.bundle import export
+
+    folder = tmp_path_factory.mktemp("stock") / "stories"
+    export(bundle.folder.parent / "checkpoint", folder, dtype="fp32", stock=True)
     return folder
 
 

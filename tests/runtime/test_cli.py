@@ -1,7 +1,6 @@
-"""The commands generate and pack."""
+"""The command generate."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,20 +23,13 @@ def run(*arguments: object, **options: object):
     return CliRunner().invoke(group, [str(a) for a in arguments], **options)
 
 
-def test_generate_streams_text_and_tells_speed(bundle, tmp_path) -> None:
+def test_generate_streams_text_and_tells_speed(bundle) -> None:
     # a process of its own: logging is set up once for stderr
     command = [sys.executable, "-m", "flrc_edge", "generate", bundle.folder, PROMPT, "--max-tokens", "20"]
-    environment = os.environ | {"FLRC_EDGE_CACHE": str(tmp_path)}  # where nothing is packed yet
-    said = []
-    for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        assert done.stdout.startswith(", there was a little girl named")
-        said.append(done.stderr.splitlines())
-    first, then = said
-    assert len(then) == 1
-    for line in (first[-1], then[0]):
-        assert line.startswith("20 tokens (stage 0: 8, stage 1: 12); prompt 5 tokens at ")
-    assert {line.split(":")[0] for line in first[:-1]} == {"Packing"}  # the first run alone
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(", there was a little girl named")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("20 tokens (stage 0: 8, stage 1: 12); prompt 5 tokens at ")
 
 
 def test_generate_json(bundle) -> None:
@@ -46,19 +38,6 @@ def test_generate_json(bundle) -> None:
     assert result["answer"].startswith(", there was a little girl")
     assert len(result["tokens"]) == 12 and result["stage_of_token"] == [0] * 8 + [1] * 4
     assert result["finish_reason"] == "length" and result["decode_tokens_per_second"] > 0
-
-
-def test_pack(bundle, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("FLRC_EDGE_CACHE", str(tmp_path / "cache"))
-    first = json.loads(run("pack", bundle.folder, "--json").stdout)
-    assert first["already"] is False and first["bytes"] > (bundle.folder / "weights.bin").stat().st_size
-    assert {p.name for p in Path(first["folder"]).iterdir()} == {"packed.bin", "stage_0.onnx", "stage_1.onnx"}
-    assert json.loads(run("pack", bundle.folder, "--json").stdout) == {**first, "already": True}
-    assert "was packed already" in run("pack", bundle.folder).stdout
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("FLRC_EDGE_CACHE", str(tmp_path / "file" / "cache"))
-    refused = run("pack", bundle.folder)
-    assert refused.exit_code == 1 and "cannot be written" in refused.stderr
 
 
 def test_generate_within_a_budget(bundle) -> None:

@@ -207,7 +207,7 @@ def test_logits_that_are_not_finite(copied) -> None:
     manifest.seal(copied, sealed)
     damaged = load(copied, threads=1)
     tokens = damaged.stream(PROMPT, max_tokens=20)
-    with pytest.raises(NumericalError, match="stage 0 gave logits that are not finite at position 4"):
+    with pytest.raises(NumericalError, match="stage 0 met a number that is not finite at position 4"):
         next(tokens)
     assert own and len(generate(damaged, PROMPT, policy=FixedStage(1), max_tokens=5).token_ids) == 5
 

@@ -13,7 +13,7 @@ import pytest
 import flrc_runtime
 from flrc_runtime import manifest
 from flrc_runtime.errors import FormatError
-from flrc_runtime.graph_file import FUSED, STATIC, check_graph_file
+from flrc_runtime.graph_file import OWN, STATIC, STOCK, check_graph_file
 from tests.attacks.graphs import ATTACKS, Attack, apply
 
 ROOT = Path(__file__).parents[2]
@@ -37,9 +37,8 @@ def test_attacks(attacked: Callable[[Attack], Path], name: str) -> None:
     with pytest.raises(FormatError, match=r"stage_1\.onnx is not a graph that export writes") as caught:
         manifest.verify(folder)
     assert message in str(caught.value)
-    for pack in (True, False):
-        with pytest.raises(FormatError, match=r"stage_1\.onnx is not a graph that export writes"):
-            flrc_runtime.load(folder, context=32, pack=pack).decoder().step(1, 1)
+    with pytest.raises(FormatError, match=r"stage_1\.onnx is not a graph that export writes"):
+        flrc_runtime.load(folder, context=32).decoder().step(1, 1)
 
 
 def test_a_graph_that_is_left_alone(attacked: Callable[[Attack], Path]) -> None:
@@ -54,17 +53,17 @@ def test_no_graph_and_two(tmp_path: Path, stories_bundle: Path) -> None:
     for content in (b"", one + one):  # protobuf would merge them
         (tmp_path / "x.onnx").write_bytes(content)
         with pytest.raises(FormatError, match=r"it holds [02] graphs"):
-            check_graph_file(tmp_path / "x.onnx", sizes)
+            check_graph_file(tmp_path / "x.onnx", sizes, "own")
 
 
 def test_every_operator_is_one_of_onnxruntime() -> None:
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
-    assert FUSED[""] | STATIC[""] <= known
+    assert STOCK[""] | STATIC[""] <= known
 
 
 def test_the_java_engine_knows_the_same_operators() -> None:
     source = (ROOT / "android_demo/engine/src/main/java/dev/flrc/engine/GraphFile.java").read_text()
-    for domain, name in (("", "STANDARD"), ("com.microsoft", "MICROSOFT")):
+    for domain, name in (("", "STANDARD"), ("com.microsoft", "MICROSOFT"), ("flrc", "OWN")):
         listed = re.search(rf"{name} = new HashSet<>\(Arrays\.asList\((.*?)\)\);", source, re.DOTALL)
         assert listed is not None
-        assert set(re.findall(r'"(\w+)"', listed[1])) == FUSED[domain]
+        assert set(re.findall(r'"(\w+)"', listed[1])) == {**STOCK, **OWN}[domain]

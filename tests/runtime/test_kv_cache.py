@@ -2,6 +2,7 @@
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +12,18 @@ from flrc_runtime.engine import Model
 from flrc_runtime.kv_cache import KvCache, KvShape
 
 
-def test_a_switch_moves_and_copies_no_buffer(model: Model) -> None:
+def test_a_switch_moves_and_copies_no_buffer(model: Model, positions: Any) -> None:
     decoder = model.decoder()
     decoder.prefill([1, 403, 407], 0)
     before = decoder.cache.pointers()
-    filled = [v.numpy()[0, :, :3].copy() for v in decoder.cache._buffers.values()]
+    filled = [v.copy() for v in positions(decoder.cache)]
     for stage in (0, 1, 0, 1, 1):
         decoder.step(261, stage)
         assert decoder.cache.pointers() == before
     assert len(before) == len(set(before)) == 10
-    for old, value in zip(filled, decoder.cache._buffers.values(), strict=True):
-        assert np.array_equal(old, value.numpy()[0, :, :3])  # what stage 0 wrote is what stage 1 reads
-        assert value.numpy()[0, :, 3:8].any() and not value.numpy()[0, :, 8:].any()
+    for old, value in zip(filled, positions(decoder.cache), strict=True):
+        assert np.array_equal(old[:, :3], value[:, :3])  # what stage 0 wrote is what stage 1 reads
+        assert value[:, 3:8].any() and not value[:, 8:].any()
     decoder.close()
 
 
@@ -74,7 +75,7 @@ def test_unused_context_costs_no_memory() -> None:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
 
-    shape = KvShape(layers=30, heads=3, head_dim=64)
+    shape = KvShape(layers=30, heads=3, width=64 * 16 * 4, positions=16)
     size = shape.bytes_for(2048)
     KvCache(shape, 64).close()  # imports
     before = anonymous()

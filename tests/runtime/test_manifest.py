@@ -158,8 +158,9 @@ def test_schedule_stages() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(schema_version=1), "written in format 1, this flrc-edge reads 2"),
-        (lambda c: c.update(schema_version=3), "written in format 3, this flrc-edge reads 2"),
+        (lambda c: c.update(schema_version=1), "written in format 1, this flrc-edge reads 2 and 3"),
+        (lambda c: c.update(schema_version=4), "written in format 4, this flrc-edge reads 2 and 3"),
+        (lambda c: c.update(operators=-1), "operators must be a number from 0 on"),
         (lambda c: c.pop("schema_version"), "written in format None"),
         (lambda c: c.update(schema_version="2"), "written in format 2, this"),
         (lambda c: c.update(schema_version=True), "written in format True, this"),
@@ -376,7 +377,10 @@ def test_a_plan_without_projections() -> None:
         (("model", "decoder"), "filename", "../other.onnx"),
     ],
 )
-def test_a_genai_file_that_disagrees(copied: Path, part: tuple[str, ...], field: str, value: Any) -> None:
+def test_a_genai_file_that_disagrees(
+    stock: Path, tmp_path: Path, part: tuple[str, ...], field: str, value: Any
+) -> None:
+    copied = Path(shutil.copytree(stock, tmp_path / "copy"))
     path = copied / "genai_config.json"
     raw = json.loads(path.read_text())
     place = raw

@@ -1,5 +1,6 @@
 """The runtime computes what torch and onnxruntime-genai compute."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,10 @@ def test_decoding_with_switches_equals_teacher_forcing(model: Model) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_greedy_tokens_equal_onnxruntime_genai(
-    bundle: Any, model: Model, genai_greedy: Any, stage: int
+    stock: Path, model: Model, genai_greedy: Any, stage: int
 ) -> None:
     ids = model.tokenizer.encode("Once upon a time")
-    expected = genai_greedy(bundle.folder, stage, ids, 64)
+    expected = genai_greedy(stock, stage, ids, 64)
     assert len(expected) == 64
     answer = generate(model, ids, max_tokens=64, policy=FixedStage(stage))
     assert list(answer.token_ids) == list(expected)

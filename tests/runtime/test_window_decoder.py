@@ -110,5 +110,3 @@ def test_it_is_no_bundle_for_others(static: Path) -> None:
         manifest.read(static, "checkpoint")
     manifest.verify(static, "static")
     assert manifest.read(static, "bundle").kind == "static"
-    with pytest.raises(UsageError, match="bundle is a static bundle; only fused graphs are packed"):
-        flrc_runtime.packing.pack(static, manifest.read(static))
