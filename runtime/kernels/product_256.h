@@ -92,47 +92,63 @@ INLINE __m256 scales_of(const uint8_t *bytes) {
   return _mm256_castsi256_ps(_mm256_or_si256(sign, rest));
 }
 
-INLINE void rows_of_half(const flrc_plane *plane, const flrc_inputs *x, const uint8_t *group, int half, int32_t t, int count,
-                         int width, float *y, ptrdiff_t stride, bool add) {
-  __m256 sum[FLRC_TOKENS];
+/* Rows of halves first .. last - 1 of a group. */
+INLINE void rows_of(const flrc_plane *plane, const flrc_inputs *x, const uint8_t *group, int first, int last, int32_t t,
+                    int count, int width, float *y, ptrdiff_t stride, bool add) {
+  __m256 sum[2][FLRC_TOKENS];
   float unit = flrc_factor(plane, 1.0f);
   size_t from = (size_t)t * (size_t)x->stride;
+#pragma GCC unroll 2
+  for (int half = first; half < last; half++)
 #pragma GCC unroll 8
-  for (int c = 0; c < count; c++) sum[c] = _mm256_setzero_ps();
+    for (int c = 0; c < count; c++) sum[half][c] = _mm256_setzero_ps();
   for (int32_t b = 0; b < x->blocks; b++) {
     flrc_block at = flrc_block_at(group, b, width);
-    __m256 scales = scales_of(at.scales + 8 * half);
-    __m256i u[8], low[8];
+    if (t == 0 && first == 0) flrc_ask(at.tile, width); /* later tokens find them */
+#pragma GCC unroll 2
+    for (int half = first; half < last; half++) {
+      __m256 scales = scales_of(at.scales + 8 * half);
+      __m256i u[8], low[8];
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-      u[i] = integers(at.tile, width, i, half);
-      if (HALVES(width)) low[i] = nibbles(at.tile + 4 * FLRC_LINE, i, half);
-    }
-#pragma GCC unroll 8
-    for (int c = 0; c < count; c++) {
-      size_t place = from + (size_t)c * (size_t)x->stride + (size_t)b;
-      const int8_t *q = x->integers + place * FLRC_BLOCK;
-      __m256i all = _mm256_set1_epi32(-flrc_zero(width) * x->sums[place]);
-      if (HALVES(width)) {
-        __m256i high = dot(_mm256_setzero_si256(), u, q, 4);
-        all = dot(_mm256_add_epi32(all, _mm256_slli_epi32(high, 4)), low, q, 4);
-      } else {
-        all = dot(all, u, q, width);
+      for (int i = 0; i < 8; i++) {
+        u[i] = integers(at.tile, width, i, half);
+        if (HALVES(width)) low[i] = nibbles(at.tile + 4 * FLRC_LINE, i, half);
       }
-      __m256 factor = _mm256_mul_ps(scales, _mm256_set1_ps(unit * x->scales[place]));
-      sum[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(all), factor, sum[c]);
+#pragma GCC unroll 8
+      for (int c = 0; c < count; c++) {
+        size_t place = from + (size_t)c * (size_t)x->stride + (size_t)b;
+        const int8_t *q = x->integers + place * FLRC_BLOCK;
+        __m256i all = _mm256_set1_epi32(-flrc_zero(width) * x->sums[place]);
+        if (HALVES(width)) {
+          __m256i high = dot(_mm256_setzero_si256(), u, q, 4);
+          all = dot(_mm256_add_epi32(all, _mm256_slli_epi32(high, 4)), low, q, 4);
+        } else {
+          all = dot(all, u, q, width);
+        }
+        __m256 factor = _mm256_mul_ps(scales, _mm256_set1_ps(unit * x->scales[place]));
+        sum[half][c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(all), factor, sum[half][c]);
+      }
     }
   }
+#pragma GCC unroll 2
+  for (int half = first; half < last; half++) {
 #pragma GCC unroll 8
-  for (int c = 0; c < count; c++) {
-    float *out = y + (t + c) * stride + 8 * half;
-    _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), sum[c]) : sum[c]);
+    for (int c = 0; c < count; c++) {
+      float *out = y + (t + c) * stride + 8 * half;
+      _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), sum[half][c]) : sum[half][c]);
+    }
   }
 }
 
+/* Both halves at once as far as registers hold their sums: every line is then read once. */
 INLINE void tokens(const flrc_plane *plane, const flrc_inputs *x, const uint8_t *group, int32_t t, int count, int width,
                    float *y, ptrdiff_t stride, bool add) {
-  for (int half = 0; half < 2; half++) rows_of_half(plane, x, group, half, t, count, width, y, stride, add);
+  if (count <= 2) {
+    rows_of(plane, x, group, 0, 2, t, count, width, y, stride, add);
+  } else {
+    rows_of(plane, x, group, 0, 1, t, count, width, y, stride, add);
+    rows_of(plane, x, group, 1, 2, t, count, width, y, stride, add);
+  }
 }
 
 #include "groups.h"

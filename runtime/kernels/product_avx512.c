@@ -69,6 +69,7 @@ INLINE void tokens(const flrc_plane *plane, const flrc_inputs *x, const uint8_t 
   for (int c = 0; c < count; c++) sum[c] = _mm512_setzero_ps();
   for (int32_t b = 0; b < x->blocks; b++) {
     flrc_block at = flrc_block_at(group, b, width);
+    if (t == 0) flrc_ask(at.tile, width); /* later tokens find them */
     __m512 scales = scales_of(at.scales);
     __m512i u[8];
 #pragma GCC unroll 8

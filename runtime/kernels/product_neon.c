@@ -71,6 +71,7 @@ INLINE void tokens(const flrc_plane *plane, const flrc_inputs *x, const uint8_t 
     for (int quarter = 0; quarter < 4; quarter++) sum[c][quarter] = vdupq_n_f32(0);
   for (int32_t b = 0; b < x->blocks; b++) {
     flrc_block at = flrc_block_at(group, b, width);
+    if (t == 0) flrc_ask(at.tile, width); /* later tokens find them */
 #pragma GCC unroll 4
     for (int quarter = 0; quarter < 4; quarter++) {
       float32x4_t scales = scales_of(at.scales + 4 * quarter);

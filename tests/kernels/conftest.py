@@ -25,7 +25,7 @@ import fetch_tools  # noqa: E402
 # In the user's own cache, before tests get one of their own.
 EMULATOR, ARCHIVE = arm64_check.installed_qemu(), fetch_tools.tools_folder() / fetch_tools.AAR_FILE
 # Set by test_sanitizers.py, whose process has the sanitizers' libraries loaded.
-SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SANITIZED = os.environ.get("FLRC_EDGE_SANITIZE") == "1"
 
 
