@@ -2,7 +2,8 @@
 #include "flrc_product.h"
 
 /* 16 rows of `count` tokens from `t` on. */
-INLINE void float_rows(const float *group, const flrc_inputs *x, int32_t t, int count, float *y, ptrdiff_t stride, bool add) {
+INLINE void float_rows(const float *group, const flrc_inputs *x, int32_t t, int count, float *y, ptrdiff_t stride,
+                       bool add) {
   v16 sum[4];
   const float *from[4];
   for (int c = 0; c < count; c++) {

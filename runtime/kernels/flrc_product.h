@@ -4,7 +4,8 @@
  * one fused multiply-add each. So the bytes of y are the same on every instruction set, for any cut of rows between threads
  * and any number of tokens at a time. product_portable.c is the specification.
  *
- * Activations: int8 in blocks of 32 inputs, each with a float scale (its largest magnitude / 127) and the sum of its integers.
+ * Activations: int8 in blocks of 32 inputs, each with a float scale (its largest magnitude / 127) and the
+ * sum of its integers.
  *
  * Weights: unsigned integers u of `width` bits (2, 3, 4, 5, 6 or 8), which stand for (u - 2^(width-1)) * scale(row, block).
  * They lie in groups of 16 rows, a group in strips of 4 blocks of 32 inputs. A strip is a line of 64 scale bytes (16 rows of
@@ -14,8 +15,9 @@
  *   plane of 4 bits, line j of 4: low nibble input 8j + k, high nibble 8j + 4 + k
  *   plane of 2 bits, line j of 2: bits 2f, 2f + 1 (f = 0 .. 3) input 16j + 4f + k
  *   plane of 1 bit, one line:     bit f (f = 0 .. 7) input 4f + k
- * A plane may be of floats instead (width 32, little-endian): the same groups of 16 rows, then one line of 64 bytes an input, and
- * no scales. It multiplies the float activations themselves, inputs in their order, with one fused multiply-add each.
+ * A plane may be of floats instead (width 32, little-endian): the same groups of 16 rows, then a line of 64 bytes an input,
+ * inputs filled up to a multiple of 32 as well, and no scales. It multiplies the float activations themselves, inputs in
+ * their order, with one fused multiply-add each.
  *
  * A scale byte is sign, 4 bits e and 3 bits m: 0 is zero, else e is 1 .. 15 and it is +-(1 + m/8) * 2^(e - 7), times the
  * plane's own float. (No byte has e = 0 but zero itself, so no arithmetic meets a subnormal number.)
@@ -80,7 +82,7 @@ typedef struct {
   bool gelu;     /* the activation is GELU in its tanh form, not SiLU */
 } flrc_prologue;
 
-/* Where a token's activations go, filled up with zeros to a block; `integers` and what is with them, or `floats`, may be NULL. */
+/* Where a token's activations go, filled up with zeros to a block; `integers` (and the next two) or `floats` may be NULL. */
 typedef struct {
   int8_t *integers;
   float *scales;
@@ -101,8 +103,8 @@ typedef struct {
   const flrc_attention_isa *attention;
 } flrc_isa;
 
-/* The best of this machine, or the one that FLRC_EDGE_ISA names (portable, avx2, avx_vnni, avx512, neon); NULL if that is not to
- * be had here. */
+/* The best of this machine, or the one that FLRC_EDGE_ISA names (portable, avx2, avx_vnni, avx512, neon); NULL if that is
+ * not to be had here. */
 const flrc_isa *flrc_best_isa(void);
 
 #endif

@@ -1,5 +1,6 @@
-/* The loops over groups of rows and over tokens, FLRC_TOKENS (8 or 4), 4, 2 or 1 at a time. Included by an instruction set's file behind its own
- * `tokens(plane, x, group, t, count, width, y, stride, add)`, which computes 16 rows of `count` tokens from `t` on.
+/* The loops over groups of rows and over tokens, FLRC_TOKENS (8 or 4), 4, 2 or 1 at a time. Included by an instruction set's
+ * file behind its own `tokens(plane, x, group, t, count, width, y, stride, add)`, which computes 16 rows of `count` tokens
+ * from `t` on.
  */
 INLINE void groups(const flrc_plane *plane, const flrc_inputs *x, int32_t first, int32_t last, float *y, ptrdiff_t stride,
                    bool add, int width) {

@@ -10,20 +10,22 @@
  *   6 start      int64 [1]: only positions from it on are computed; a negative one is counted from the end
  *   7 ...        constant uint8, at multiples of 64 bytes: the tiles (flrc_product.h) of every plane
  * All but x and tiles are optional. What is multiplied is, in this order: x; with gate, act(gate) * x; with post_norm,
- * rms_norm of that times its weights; with residual, that + residual: the sum; with norm, rms_norm of that times its weights.
+ * rms_norm of that times its weights; with residual, that + residual: the sum; with norm, rms_norm of that times its
+ * weights. A value that is not finite is an error.
  * Outputs: one a projection, [..., rows] float; behind them, if there is a residual, the sum, [..., columns].
  * Attributes:
  *   columns of x: inputs of every projection
  *   rows    of every projection
- *   parts   six numbers a part: its projection; the width of its plane, or of V; of U, or 0 for a plane of the matrix itself;
- *           the ranks V and U hold; those that this stage reads (a multiple of 32, the first ones); 1 if it is pivoted
+ *   parts   six numbers a part: its projection; the width of its plane, or of V; of U, or 0 for a plane of the matrix
+ *           itself; the ranks V and U hold; those that this stage reads (a multiple of 32, the first ones); 1 if pivoted
  *   scales  the float of every plane, V before U; of a plane of floats (width 32) it is 1
  *   epsilon of the norms: y = x / sqrt(mean of squares + epsilon); needed with one
  *   activation  silu or gelu_tanh; needed with a gate
  * A pivoted pair has the rows of V themselves as outputs, and U for the others alone: V x, then U V x, are the outputs that
- * its order names. The order is a tensor behind U, bytes of as many little-endian int32 as the projection has rows; all ranks
- * are read. A projection is its bias, to which its parts are added in their order: planes, then pairs, which are all pivoted or
- * none. Planes of integers multiply x and V x as int8, planes of floats these themselves; the outputs that V x is are not rounded.
+ * its order names. The order is a tensor behind U, bytes of as many little-endian int32 as the projection has rows; all
+ * ranks are read. A projection is its bias, to which its parts are added in their order: planes, then pairs, which are all
+ * pivoted or none. Planes of integers multiply x and V x as int8, planes of floats these themselves; the outputs that V x
+ * is are not rounded.
  */
 #include "linear.h"
 

@@ -31,10 +31,10 @@ typedef struct {
   const OrtApi *api;
   const flrc_isa *isa;
   int32_t columns, blocks, projections, count;
-  int32_t ranks, apart;  /* of all parts: ranks; rows of U of pivoted pairs, filled up */
+  int32_t ranks, apart;       /* of all parts: ranks; rows of U of pivoted pairs, filled up */
   bool residual, gate, start; /* whether there are such inputs */
-  bool integers, floats; /* what planes multiply x's integers, or x itself; */
-  bool inner_integers;   /* and whether a U multiplies those of V x */
+  bool integers, floats; /* whether there are planes that multiply x's integers, or x itself */
+  bool inner_integers;   /* and a U that multiplies those of V x */
   const float *post_norm, *norm;
   bool gelu;
   float epsilon;

@@ -166,7 +166,8 @@ static OrtStatus *take_prologue(flrc_linear_kernel *k, const OrtKernelInfo *info
   }
   if (!status && (norm || post_norm)) {
     status = ORT(api, KernelInfoGetAttribute_float)(info, "epsilon", &k->epsilon);
-    if (!status && !(k->epsilon >= 1e-30f && k->epsilon <= 1e9f)) status = flrc_refuse(api, "Linear: epsilon must be positive");
+    if (!status && !(k->epsilon >= 1e-30f && k->epsilon <= 1e9f))
+      status = flrc_refuse(api, "Linear: epsilon must be positive");
   }
   if (!status && k->gate) {
     char activation[16] = "";
@@ -257,7 +258,8 @@ static OrtStatus *build(flrc_linear_kernel *k, const OrtKernelInfo *info) {
     status = flrc_refuse(api, "Linear: rows must name every output but the sum that a residual makes");
   for (size_t i = 0; !status && i < rows; i++)
     if (k->rows[i] < 1 || k->rows[i] > 1 << 24) status = flrc_refuse(api, "Linear: rows must be 1 to 2^24");
-  if (!status && (parts < 6 || parts % 6 || parts > 6 * 1024)) status = flrc_refuse(api, "Linear: parts are six numbers each");
+  if (!status && (parts < 6 || parts % 6 || parts > 6 * 1024))
+    status = flrc_refuse(api, "Linear: parts are six numbers each");
   for (size_t i = 0; !status && i < count; i++)
     if (!(scales[i] > 0 && scales[i] < 1e9f)) status = flrc_refuse(api, "Linear: scales must be positive");
   if (!status) {

@@ -86,24 +86,28 @@ static bool begin_with_bias(const run *r, int32_t projection, flrc_piece p) {
   return true;
 }
 
-/* V x or U V x of a pivoted pair to the outputs that they are: rows first .. last - 1 of both together. */
-static void put(const run *r, const flrc_part *of, size_t token, int64_t first, int64_t last) {
+/* Rows first .. last - 1 of V x or of U V x of a pivoted pair, to the outputs that they are; from `end` on there are none. */
+static void put(const run *r, const flrc_part *of, size_t token, int64_t first, int64_t last, int64_t end) {
   const flrc_linear_kernel *k = r->k;
   float *y = r->outputs[of->projection] + token * stride_of(k, of->projection);
   const float *bias = bias_of(k, of->projection);
-  const float *pivots = r->reduced + token * (size_t)k->ranks + of->place;
-  const float *others = r->apart + token * (size_t)k->apart + of->offset;
-  for (int64_t row = first; row < last; row++) {
-    float value = row < of->ranks ? pivots[row] : others[row - of->ranks];
-    int32_t to = flrc_order_at(of->order, row);
-    y[to] = !of->first ? y[to] + value : bias ? bias[to] + value : value;
+  const float *values = first < of->ranks ? r->reduced + token * (size_t)k->ranks + of->place + first
+                                          : r->apart + token * (size_t)k->apart + of->offset + (first - of->ranks);
+  const uint8_t *order = of->order + 4 * first;
+  int64_t count = (last < end ? last : end) - first;
+  if (!of->first) {
+    for (int64_t i = 0; i < count; i++) y[flrc_order_at(order, i)] += values[i];
+  } else if (bias) {
+    for (int64_t i = 0; i < count; i++) y[flrc_order_at(order, i)] = bias[flrc_order_at(order, i)] + values[i];
+  } else {
+    for (int64_t i = 0; i < count; i++) y[flrc_order_at(order, i)] = values[i];
   }
 }
 
-static void put_piece(const run *r, const flrc_part *of, int64_t first, int64_t last, int64_t end) {
-  if (last > end) last = end;
-  for (int32_t t = 0; t < r->x.tokens; t++) put(r, of, (size_t)t, first, last);
-}
+/* Whether a piece puts what it computed where it belongs: of a lone token, so that nothing is left to do on one thread. Of
+ * more, a token's outputs are put together while they are in the cache (finish_token).
+ */
+static bool at_once(const run *r, const flrc_part *of) { return of->alone && r->x.tokens == 1; }
 
 /* V x of a pair, or the planes of a projection. */
 static void first_products(void *data, size_t index) {
@@ -113,7 +117,7 @@ static void first_products(void *data, size_t index) {
   const flrc_part *of = k->parts + p.part;
   if (of->second.data) {
     multiply(k, &of->plane, &r->x, p, r->reduced + of->place, (size_t)k->ranks, false);
-    if (of->order && of->alone) put_piece(r, of, FLRC_ROWS * (int64_t)p.from, FLRC_ROWS * (int64_t)p.to, of->ranks);
+    if (of->order && at_once(r, of)) put(r, of, 0, FLRC_ROWS * p.from, FLRC_ROWS * p.to, of->ranks);
     return;
   }
   bool add = begin_with_bias(r, of->projection, p);
@@ -142,8 +146,8 @@ static void second_products(void *data, size_t index) {
   if (of->order) {
     flrc_inputs inner = inner_of(r, of);
     multiply(k, &of->second, &inner, p, r->apart + of->offset, (size_t)k->apart, false);
-    int64_t first = of->ranks + FLRC_ROWS * (int64_t)p.from, last = of->ranks + FLRC_ROWS * (int64_t)p.to;
-    if (of->alone) put_piece(r, of, first, last, k->rows[of->projection]);
+    if (at_once(r, of))
+      put(r, of, 0, of->ranks + FLRC_ROWS * p.from, of->ranks + FLRC_ROWS * p.to, k->rows[of->projection]);
     return;
   }
   bool add = !of->first || begin_with_bias(r, of->projection, p);
@@ -172,13 +176,16 @@ static void prepare_inner(void *data, size_t token) {
   tell(r, k->isa->prepare(&p, 0, r->inner.stride, &out));
 }
 
-/* What is left: pivoted pairs that are added to others, part after part, and outputs that lie apart. */
+/* What is left: pivoted pairs, part after part, and outputs that lie apart. */
 static void finish_token(void *data, size_t token) {
   const run *r = data;
   const flrc_linear_kernel *k = r->k;
   for (int32_t i = 0; i < k->count; i++) {
     const flrc_part *of = k->parts + i;
-    if (of->order && !of->alone) put(r, of, token, 0, k->rows[of->projection]);
+    int64_t rows = k->rows[of->projection];
+    if (!of->order || at_once(r, of)) continue;
+    put(r, of, token, 0, of->ranks, rows);
+    put(r, of, token, of->ranks, rows, rows);
   }
   for (int32_t i = 0; i < k->projections; i++) {
     if (r->outputs[i] == r->written[i]) continue;

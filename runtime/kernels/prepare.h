@@ -1,7 +1,7 @@
 /* A token's activations before they are multiplied: gate, norms, residual, and the rounding to int8 in blocks.
  *
- * Included by vector_<isa>.c. The order of every sum is fixed: squares in 16 lanes (a column's lane is its number mod 16), then
- * v16_sum. So bytes are the same on every instruction set.
+ * Included by vector_<isa>.c. The order of every sum is fixed: squares in 16 lanes (a column's lane is its number mod 16),
+ * then v16_sum. So bytes are the same on every instruction set.
  */
 #include "flrc_product.h"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,20 @@ def test_any_number_of_threads_and_any_cut_of_the_prompt_give_the_same_bytes(
                 assert np.concatenate([part[i] for part in parts]).tobytes() == y.tobytes()
     empty = session(kernels, path).run(None, {"x": x[:0]})
     assert [y.shape for y in empty] == [(0, 1536), (0, 1536), (0, 576)]
+
+
+def test_runs_at_once_give_the_same_bytes(kernels: Any, tmp_path: Path) -> None:
+    """Of one session and of two: memory between the passes belongs to one run at a time."""
+    sessions = [
+        session(kernels, node.write(tmp_path / name), threads=2)
+        for name, node in (("group", GROUP), ("pivoted", PIVOTED))
+    ]
+    x = np.random.default_rng(0).standard_normal((300, 96)).astype(np.float32)
+    cases = [(opened, x[:tokens]) for tokens in (300, 1, 40) for opened in sessions]
+    expected = [[y.tobytes() for y in opened.run(None, {"x": given})] for opened, given in cases]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda case: case[0].run(None, {"x": case[1]}), cases * 20))
+    assert [[y.tobytes() for y in outputs] for outputs in found] == expected * 20
 
 
 def one(**change: Any) -> Node:
