@@ -200,27 +200,32 @@ def compiled(compiler: str, folder: Path, machine: str) -> list[str]:
     ]
 
 
-def emulated(main: str, folder: Path) -> list[str]:
-    """Return the command of a program for arm64, with the kernels in it, under qemu."""
+@pytest.fixture(scope="session")
+def arm64_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """Return what makes the command of a program of this folder, with the kernels in it, under qemu."""
     compiler = shutil.which(arm64_check.COMPILER)
     if EMULATOR is None or compiler is None:
         pytest.skip(f"qemu-aarch64 and {arm64_check.COMPILER} are needed (make test-needs NEEDS=--install)")
+    folder = tmp_path_factory.mktemp("arm64")
     objects = compiled(compiler, folder, "aarch64")
-    program = folder / Path(main).stem
-    options = ["-std=c11", "-O2", "-static", "-I", str(SOURCES)]
-    source = str(Path(__file__).parent / main)
-    subprocess.run([compiler, *options, source, *objects, "-o", str(program), "-lm"], check=True)
-    return [str(EMULATOR), str(program)]
+
+    def program(name: str) -> list[str]:
+        target, main = folder / name, Path(__file__).parent / f"arm64_{name}.c"
+        options = ["-std=c11", "-O2", "-static", "-I", str(SOURCES)]
+        subprocess.run([compiler, *options, str(main), *objects, "-o", str(target), "-lm"], check=True)
+        return [str(EMULATOR), str(target)]
+
+    return program
 
 
 @pytest.fixture(scope="session")
-def arm64(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return emulated("arm64_product.c", tmp_path_factory.mktemp("arm64"))
+def arm64(arm64_program: Callable[[str], list[str]]) -> list[str]:
+    return arm64_program("product")
 
 
 @pytest.fixture(scope="session")
-def arm64_prepare(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return emulated("arm64_prepare.c", tmp_path_factory.mktemp("arm64"))
+def arm64_prepare(arm64_program: Callable[[str], list[str]]) -> list[str]:
+    return arm64_program("prepare")
 
 
 @pytest.fixture(scope="session")

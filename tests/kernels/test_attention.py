@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -236,6 +237,33 @@ def test_token_by_token_gives_the_same_bytes(kernels: Any, cache: str) -> None:
     each = list(range(1, tokens + 1))
     assert digests(run(opened, setting, values, each), tokens) == wanted
     assert digests(run_shared(opened, setting, values, each), tokens) == wanted
+
+
+@pytest.mark.parametrize("name", ["grouped", "window", "odd_72"])
+def test_arm64_gives_the_same_bytes(arm64_program: Any, kernels: Any, name: str) -> None:
+    """NEON under qemu, the portable code of either processor."""
+    command, tokens = arm64_program("attention"), 150
+    for kind, cache in enumerate(TYPES):
+        setting = replace(SETTINGS[name], cache=cache, norms=True, rotated=SETTINGS[name].dim // 2)
+        blocks, values = -(-tokens // 16), inputs(setting, tokens)
+        head = [
+            setting.heads, setting.kv_heads, setting.dim, kind, setting.window, setting.rotated, tokens,
+            setting.block_bytes, blocks,
+        ]  # fmt: skip
+        numbers = np.array([setting.dim**-0.5, setting.softcap, 1e-6], np.float32)
+        given = [values[n] for n in ("q", "k", "v")]
+        given += [values[n][:tokens] for n in ("cos", "sin")] + [values[n] for n in ("q_norm", "k_norm")]
+        data = np.array(head, np.int32).tobytes() + numbers.tobytes() + b"".join(g.tobytes() for g in given)
+        found = subprocess.run(command, input=data, capture_output=True, check=True).stdout
+        y, key, value = run(session(kernels, setting), setting, values, [tokens])
+        half = len(found) // 2
+        assert found[:half] == found[half:]
+        kept_bytes = tokens // 16 * setting.block_bytes  # of a head, whole blocks
+        caches = np.frombuffer(found[y.nbytes : half], np.uint8).reshape(2, setting.kv_heads, -1)
+        assert found[: y.nbytes] == y.tobytes()
+        for ours, theirs in zip((key, value), caches, strict=True):
+            whole = ours.reshape(setting.kv_heads, -1)[:, :kept_bytes]
+            assert np.array_equal(whole, theirs[:, :kept_bytes])
 
 
 def test_long_texts(kernels: Any) -> None:

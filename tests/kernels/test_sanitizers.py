@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+TESTS = ("test_product.py", "test_prepare.py", "test_linear.py", "test_embedding.py", "test_attention.py")
+
 
 @pytest.mark.full
 def test_no_read_out_of_bounds_and_nothing_undefined() -> None:
@@ -26,7 +28,7 @@ def test_no_read_out_of_bounds_and_nothing_undefined() -> None:
     if not all(Path(library).is_file() for library in libraries):
         pytest.skip("gcc has no AddressSanitizer here")
     folder = Path(__file__).parent
-    files = [str(folder / name) for name in ("test_product.py", "test_prepare.py", "test_linear.py")]
+    files = [str(folder / name) for name in TESTS]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not full", *files],
         cwd=folder.parents[1],
