@@ -243,19 +243,25 @@ INLINE void some_values(const flrc_attention *a, const uint8_t *chunk, int32_t b
   }
   if (low >= high) low = high = most;
   const float *of_row = weights + row * FLRC_CHUNK;
-  for (int32_t p = least; p < most; p++) {
-    const uint8_t *block = chunk + (p >> 4) * a->block_bytes;
-    int64_t place = (p & 15) * (int64_t)a->dim + dim;
-    v16 value[FLRC_VECTORS_AT_ONCE];
-    UNROLL for (int v = 0; v < vectors; v++)
-      value[v] = eight ? cached_8(block, place, cache) : cached(block, place + 16 * v, cache);
-    bool all = p >= low && p < high;
-    UNROLL for (int r = 0; r < count; r++) {
-      if (!all && (p < from[r] || p >= to[r])) continue;
-      v16 weight = v16_set(of_row[r * FLRC_CHUNK + p]);
-      UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = v16_fma(weight, value[v], sum[r][v]);
-    }
+  int32_t p = least;
+#define FLRC_POSITIONS(until, is_seen)                                                                                       \
+  for (; p < until; p++) {                                                                                                   \
+    const uint8_t *block = chunk + (p >> 4) * a->block_bytes;                                                                \
+    int64_t place = (p & 15) * (int64_t)a->dim + dim;                                                                        \
+    v16 value[FLRC_VECTORS_AT_ONCE];                                                                                         \
+    UNROLL for (int v = 0; v < vectors; v++) {                                                                               \
+      value[v] = eight ? cached_8(block, place, cache) : cached(block, place + 16 * v, cache);                               \
+    }                                                                                                                        \
+    UNROLL for (int r = 0; r < count; r++) {                                                                                 \
+      if (!(is_seen)) continue;                                                                                              \
+      v16 weight = v16_set(of_row[r * FLRC_CHUNK + p]);                                                                      \
+      UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = v16_fma(weight, value[v], sum[r][v]);                             \
+    }                                                                                                                        \
   }
+  FLRC_POSITIONS(low, p >= from[r] && p < to[r])
+  FLRC_POSITIONS(high, true)
+  FLRC_POSITIONS(most, p >= from[r] && p < to[r])
+#undef FLRC_POSITIONS
   UNROLL for (int r = 0; r < count; r++) {
     if (from[r] >= to[r]) continue;
     float *out = sums + (row + r) * rows->wide + dim;
