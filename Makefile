@@ -218,12 +218,15 @@ benchmarks-speed: setup $(LLAMA)/.ready
 	$(BIN)/python -m flrc_edge.readme_speed README.md docs/benchmarks.json
 
 # llama.cpp for the processor of this machine, from the source that llama-cpp-python ships: llama-bench, llama-quantize.
+# GCC 12 drops what is written to the argument of _tile_loadconfig (llama.cpp's pull request 26954): on a processor with
+# AMX llama-bench would end with SIGSEGV.
 llama-bench: $(LLAMA)/.ready
 
 $(LLAMA)/.ready: $(VENV)/.ready
 	rm -rf $(LLAMA)/source && mkdir -p $(LLAMA)/source
 	$(BIN)/python -m pip download -q --no-deps --no-binary :all: -d $(LLAMA) $(LLAMA_SOURCE)
 	tar -xzf $(LLAMA)/llama_cpp_python-*.tar.gz -C $(LLAMA)/source --strip-components 1
+	sed -i.orig 's/^ *_tile_loadconfig(&tc);/__asm__ volatile("" : : "m"(tc)); &/' $(LLAMA)/source/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp
 	cmake -S $(LLAMA)/source/vendor/llama.cpp -B $(LLAMA)/build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF $(LLAMA_FLAGS)
 	cmake --build $(LLAMA)/build --target llama-bench llama-quantize -j 2
 	cp $(LLAMA)/build/bin/llama-bench $(LLAMA)/build/bin/llama-quantize $(LLAMA)/
