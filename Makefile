@@ -224,7 +224,7 @@ llama-bench: $(LLAMA)/.ready
 
 $(LLAMA)/.ready: $(VENV)/.ready
 	rm -rf $(LLAMA)/source && mkdir -p $(LLAMA)/source
-	$(BIN)/python -m pip download -q --no-deps --no-binary :all: -d $(LLAMA) $(LLAMA_SOURCE)
+	$(BIN)/python -m pip download -q --no-deps --no-binary llama-cpp-python -d $(LLAMA) $(LLAMA_SOURCE)
 	tar -xzf $(LLAMA)/llama_cpp_python-*.tar.gz -C $(LLAMA)/source --strip-components 1
 	sed -i.orig 's/^ *_tile_loadconfig(&tc);/__asm__ volatile("" : : "m"(tc)); &/' $(LLAMA)/source/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp
 	cmake -S $(LLAMA)/source/vendor/llama.cpp -B $(LLAMA)/build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF $(LLAMA_FLAGS)

@@ -132,7 +132,7 @@ def run(
             speed = bench(
                 [bundle],
                 baseline=dense_bundle,
-                repetitions=5,
+                prompt_tokens=(),
                 progress=lambda what, done, total: progress("bench", done, total),
             )
         ms = {(r.bundle, r.stage): r.ms_per_token for r in speed.rows if r.test == "decode"}

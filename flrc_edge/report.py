@@ -229,7 +229,7 @@ def demo_table(c: Mapping[str, Any]) -> str:
     quoted_dense = "\n".join(f"> {line}" for line in c["dense_answer"].splitlines())
     lines += [
         "",
-        f"Phases: {phases}. {c['machine']}; decode: batch 1, 64 tokens behind a prompt of 64, median of 5.",
+        f"Phases: {phases}. {c['machine']}; decode: batch 1, behind 64 tokens, in turn, medians.",
         "",
         f"*{c['prompt']}* Dense:\n\n{quoted_dense}\n\nThrough the stages:\n\n{quoted}",
     ]

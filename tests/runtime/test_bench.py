@@ -94,6 +94,13 @@ def test_rows_of_every_stage_and_length(bundle: Any) -> None:
     ]
 
 
+def test_decoding_alone(bundle: Any) -> None:
+    result = bench(
+        [bundle.folder], prompt_tokens=(), contexts=(8,), decode_tokens=3, repetitions=2, threads=1
+    )
+    assert [(r.test, r.samples) for r in result.rows] == [("decode", 6)] * 2
+
+
 def test_memory_bandwidth_is_that_of_reading() -> None:
     assert 1e9 < memory_bandwidth(1, repetitions=1) < 1e12
 
