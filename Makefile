@@ -15,11 +15,18 @@ SECONDS ?= 60
 # Options of tests/needs.py: --install has Debian's packages installed, as root.
 NEEDS ?=
 
-.PHONY: demo test test-full test-needs test-oldest audit lint docs docs-cli docs-chat docs-report fuzz android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost llama-bench
+.PHONY: demo wheels test test-full test-needs test-oldest audit lint docs docs-cli docs-chat docs-report fuzz android-tools android-test android-preview android-page android-arm64 apk format clean setup benchmarks benchmarks-summaries benchmarks-healing benchmarks-speed benchmarks-cost llama-bench
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(VENV)/.kernels
 
-$(VENV)/.ready: pyproject.toml
+# The operator library, in runtime/flrc_runtime: the installation builds it (with ziglang where there is no compiler), and
+# this again what changed since.
+KERNELS := $(shell find runtime/kernels -name '*.[ch]') runtime/kernels/build.py
+$(VENV)/.kernels: $(KERNELS) $(VENV)/.ready
+	$(BIN)/python runtime/kernels/build.py
+	touch $@
+
+$(VENV)/.ready: pyproject.toml hatch_build.py
 	$(PYTHON) -c 'import sys; sys.exit("flrc-edge needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
@@ -29,6 +36,12 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup
 	$(BIN)/flrc-edge demo -o $(OUT)/demo --overwrite
+
+# A wheel for every platform, in out/wheels, each looked at; those of Linux are run, arm64's under qemu where it is there.
+ZIGLANG := ziglang==0.17.1
+wheels: setup
+	$(BIN)/python -m pip install -q $(ZIGLANG)
+	$(BIN)/python runtime/kernels/wheels.py $(OUT)/wheels
 
 # In a random order, whose seed is printed first: PYTEST_ADDOPTS=--randomly-seed=SEED make test repeats it.
 test: test-needs
@@ -234,4 +247,5 @@ $(LLAMA)/.ready: $(VENV)/.ready
 
 clean:
 	rm -rf $(VENV) $(OPTIMUM) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f runtime/flrc_runtime/flrc_kernels.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

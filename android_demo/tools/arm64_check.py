@@ -60,7 +60,7 @@ def qemu() -> Path:
 
 
 def build(folder: Path) -> None:
-    """Put the program, the library and what it needs of Android into a folder.
+    """Put the programs, the library and what it needs of Android into a folder.
 
     Raises:
         SystemExit: The compiler is missing or fails.
@@ -80,7 +80,10 @@ def build(folder: Path) -> None:
         empty.write_text("")
         _compile(["-shared", "-fPIC", empty, "-o", folder / f"lib{name}.so", f"-Wl,-soname,lib{name}.so"])
     keep = "-Wl,--no-as-needed"  # glibc's mathematics, which the library looks for in the process
-    _compile(["-O1", "-Wall", "-I", folder, CHECK / "run.c", "-o", folder / "run", keep, "-lm", "-ldl"])
+    for name in ("run", "operators"):
+        _compile(
+            ["-O1", "-Wall", "-I", folder, CHECK / f"{name}.c", "-o", folder / name, keep, "-lm", "-ldl"]
+        )
 
 
 def emulated(
@@ -96,8 +99,7 @@ def emulated(
         out = Path(scratch) / "logits"
         model = manifest.model
         command = [
-            *(emulator, "-cpu", core, "-L", ROOT),
-            *("-E", f"LD_LIBRARY_PATH={built}", "-E", f"LD_PRELOAD={built / 'libc.so'}"),
+            *_under_android(emulator, built, core),
             *(built / "run", built / "libonnxruntime.so", out),
             *(model.num_layers, model.num_kv_heads, model.head_dim, model.vocab_size),
             *(bundle / stage.graph for stage in manifest.stages),
@@ -109,6 +111,56 @@ def emulated(
         if done.returncode:
             sys.exit(f"{core}: the program ended with {done.returncode}: {done.stderr.strip()[-500:]}")
         return np.fromfile(out, "<f4").reshape(len(ids), -1)
+
+
+def operators(
+    emulator: Path,
+    built: Path,
+    kernels: Path,
+    *,
+    core: str = "max",
+    isa: str = "",
+    graph: Path | None = None,
+    x: NDArray[np.float32] | None = None,
+) -> tuple[str, bytes]:
+    """Register an operator library (runtime/kernels) with the emulated onnxruntime; perhaps run a graph of it.
+
+    Args:
+        emulator: qemu.
+        built: What `build` put together.
+        kernels: The library, of Android or of Linux on arm64.
+        core: The processor.
+        isa: What FLRC_EDGE_ISA is there.
+        graph: A graph of one input.
+        x: Its input, ``[1, tokens, columns]``.
+
+    Returns:
+        The instruction set in use and the library's version, and the bytes of all outputs of the graph.
+
+    Raises:
+        SystemExit: The program fails.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "outputs"
+        out.touch()
+        command: list[object] = [*_under_android(emulator, built, core), "-E", f"FLRC_EDGE_ISA={isa}"]
+        command += [built / "operators", built / "libonnxruntime.so", kernels]
+        given = b""
+        if graph is not None and x is not None:
+            command += [graph, out, *x.shape[1:]]
+            given = x.astype("<f4").tobytes()
+        done = subprocess.run([str(c) for c in command], input=given, capture_output=True)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip()[-500:]
+            sys.exit(f"{core}: the program ended with {done.returncode}: {said}")
+        return done.stdout.decode().strip(), out.read_bytes()
+
+
+def _under_android(emulator: Path, built: Path, core: str) -> list[object]:
+    return [
+        *(emulator, "-cpu", core, "-L", ROOT),
+        *("-E", f"LD_LIBRARY_PATH={built}", "-E", f"LD_PRELOAD={built / 'libc.so'}"),
+    ]
 
 
 def compare(bundle: Path, exact: Path | None = None) -> list[dict[str, Any]]:

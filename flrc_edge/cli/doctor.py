@@ -19,7 +19,7 @@ _COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
 def command(ctx: click.Context, bundle: Path | None, as_json: bool) -> None:
-    """Look at this machine: versions, processors, memory, cache, providers; and whether BUNDLE runs, if it is given.
+    """Look at this machine: versions, processors, memory, cache, providers, operators; whether BUNDLE, if given, runs.
 
     Exits with 1 if something will not work.
     """

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -55,6 +56,7 @@ def diagnose(bundle: Path | None = None) -> Iterator[Finding]:
     yield _memory()
     yield _cache()
     yield from _providers()
+    yield _kernels()
     if bundle is not None:
         yield from _bundle(bundle)
 
@@ -216,6 +218,28 @@ def _providers() -> Iterator[Finding]:
         return
     providers = ", ".join(p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers())
     yield Finding("ok", "onnxruntime", f"{onnxruntime.__version__}, providers {providers}")
+
+
+def _kernels() -> Finding:
+    """Look for the operator library, and whether this onnxruntime takes it."""
+    from . import kernels
+
+    topic = "kernels"
+    try:
+        name, path = kernels.isa(), kernels.library()
+        with suppress(ImportError):  # that onnxruntime is not there is said already
+            import onnxruntime
+
+            kernels.register(onnxruntime.SessionOptions())
+    except FlrcError as error:
+        return Finding("problem", topic, str(error), error.hint or "")
+    forced = os.environ.get(kernels.ENVIRONMENT)
+    text = f"{name}, version {kernels.VERSION}, {path}"
+    if forced:
+        return Finding("ok", topic, f"{text} ({kernels.ENVIRONMENT} asks for it)")
+    if name == "portable":
+        return Finding("warning", topic, text, "no faster instructions are known of this processor")
+    return Finding("ok", topic, text)
 
 
 def _bundle(folder: Path) -> Iterator[Finding]:

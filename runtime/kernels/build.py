@@ -36,7 +36,11 @@ SETS = {
     "avx512": ("x86_64", ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx512vnni")),
     "neon": ("aarch64", ("-march=armv8.2-a+dotprod",)),
 }
-ZIG_FLAGS = {"-march=armv8.2-a+dotprod": "-mcpu=generic+v8_2a+dotprod"}
+# In ziglang's words; register 18 is the system's on phones.
+ZIG_FLAGS = {"-march=armv8.2-a+dotprod": "-mcpu=generic+v8_2a+dotprod+reserve_x18"}
+# For Android without its C library: register 18 is the system's, atomics are no calls, thread-locals as Android 9 has them.
+BARE_ZIG = ("-mcpu=generic+reserve_x18", "-femulated-tls")
+BARE_GCC = ("-ffixed-x18", "-mno-outline-atomics")
 # Nothing but what is used, no symbols; phones may have pages of 16 KB.
 ELF = ("-shared", "-s", "-Wl,--gc-sections", "-Wl,-z,defs", "-Wl,-z,max-page-size=16384")
 
@@ -81,7 +85,7 @@ PLATFORMS = {
     "android-arm64": Platform(
         "aarch64",
         "libflrc_kernels.so",
-        "aarch64-linux-android.26",
+        "aarch64-linux-none",  # for its android, clang makes calls of atomics whatever is asked
         "",
         (*ELF, "-Wl,-soname,libflrc_kernels.so"),
         SOURCES / "android",
@@ -180,7 +184,7 @@ def cross_compiler(to: Platform) -> Compiler | None:
     """Return a compiler for another platform: ziglang, for Android also a gcc, as neither has its C library."""
     if (found := zig()) is not None or to.headers is None or not shutil.which("aarch64-linux-gnu-gcc"):
         return found
-    return Compiler(("aarch64-linux-gnu-gcc", "-ffixed-x18"))  # which is Android's own
+    return Compiler(("aarch64-linux-gnu-gcc",))
 
 
 def compile_all(
@@ -230,7 +234,8 @@ def build(folder: Path = PACKAGE, name: str | None = None, own: Compiler | None 
         work = Path(scratch)
         more = ["-fvisibility=hidden", "-ffunction-sections", *target]
         if own is None and to.headers is not None:
-            objects = compile_all(compiler, work, to.machine, [*more, "-isystem", str(to.headers)])
+            more += ["-isystem", str(to.headers), *(BARE_ZIG if compiler.zig else BARE_GCC)]
+            objects = compile_all(compiler, work, to.machine, more)
             _link_alone(compiler, to, work, objects, target)
         else:
             objects = compile_all(compiler, work, to.machine, more)

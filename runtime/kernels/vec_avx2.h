@@ -57,7 +57,7 @@ INLINE __m256 eight_halves(const uint16_t *at) {
 }
 INLINE v16 v16_load_half(const uint16_t *at) { return both(eight_halves(at), eight_halves(at + 8)); }
 INLINE void v16_store_half(uint16_t *at, v16 v) {
-  const int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  enum { nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }; /* clang wants a constant expression */
   _mm_storeu_si128((__m128i *)(void *)at, _mm256_cvtps_ph(v.a, nearest));
   _mm_storeu_si128((__m128i *)(void *)(at + 8), _mm256_cvtps_ph(v.b, nearest));
 }
