@@ -38,7 +38,7 @@ SETS = {
 }
 # In ziglang's words; register 18 is the system's on phones.
 ZIG_FLAGS = {"-march=armv8.2-a+dotprod": "-mcpu=generic+v8_2a+dotprod+reserve_x18"}
-# For Android without its C library: register 18 is the system's, atomics are no calls, thread-locals as Android 9 has them.
+# For Android without its C library: register 18 is the system's, atomics are no calls, thread-locals not of Android 10.
 BARE_ZIG = ("-mcpu=generic+reserve_x18", "-femulated-tls")
 BARE_GCC = ("-ffixed-x18", "-mno-outline-atomics")
 # Nothing but what is used, no symbols; phones may have pages of 16 KB.
