@@ -163,7 +163,6 @@ def allocate(
     allocator: str,
     scores: Mapping[str, float] | None = None,
     stage_weights: Sequence[float] | None = None,
-    operator_cost: float = 0.0,
 ) -> RankPlan:
     """Choose storage form and ranks so that the summed loss over all stages is small within every stage's budget.
 
@@ -173,8 +172,6 @@ def allocate(
         allocator: Recorded in the plan.
         scores: Recorded in the plan.
         stage_weights: Weight of each stage's loss (share of tokens it will decode); equal by default.
-        operator_cost: Share of the projections' parameters that one more small operator counts as; a second chunk
-            brings three.
 
     Raises:
         UsageError: A keep is out of range, they do not fall, or the smallest plan is larger than a budget.
@@ -184,9 +181,7 @@ def allocate(
     weights = (1.0,) * len(keep) if stage_weights is None else tuple(stage_weights)
     total = sum(m * n for m, n in (c.shape for c in curves))
     budgets = np.floor(np.asarray(keep) * total + 1e-6)
-    chosen = solve(
-        [_choices(c, len(keep), weights) for c in curves], budgets, operator_cost=operator_cost * total
-    )
+    chosen = solve([_choices(c, len(keep), weights) for c in curves], budgets)
     projections = tuple(
         ProjectionPlan(c.name, c.shape, choice.ranks, storage=choice.storage)
         for c, choice in zip(curves, chosen, strict=True)
@@ -253,24 +248,10 @@ def _choices(curve: Curve, stages: int, weights: Sequence[float]) -> list[Choice
             tuple(float(p.parameters(s)) for s in range(stages)),
             sum(w * loss[r] for w, r in zip(weights, form, strict=True)),
             storage="plain" if p.dense else curve.storage,
-            operators=tuple(extra_operators(p, s) for s in range(stages)),
         )
         for form in nested_forms(curve.ranks, curve.shape, stages, storage=curve.storage)
         for p in (ProjectionPlan(curve.name, curve.shape, form, curve.storage),)
     ]
-
-
-def extra_operators(plan: ProjectionPlan, stage: int) -> int:
-    """Return how many operators a stage runs more for a projection than for a dense one.
-
-    V, U and, pivoted, Concat and Gather of every chunk, and an Add for every chunk but the first, in the place of one
-    product. Products that are stacked (exporters/flrc_exporters/layout.py) are counted as if they were not.
-    """
-    rank = plan.ranks[stage]
-    if rank is None:
-        return 0
-    chunks = sum(stop <= rank for _, stop in plan.chunks())
-    return chunks * (4 if plan.storage == "pivoted" else 2) + chunks - 2
 
 
 def loss_by_rank(curve: Curve) -> dict[int | None, float]:

@@ -13,7 +13,7 @@ from math import ceil
 
 import numpy as np
 
-from flrc_edge.allocation import Curve, candidate_ranks, extra_operators, loss_by_rank, nested_forms
+from flrc_edge.allocation import Curve, candidate_ranks, loss_by_rank, nested_forms
 from flrc_edge.errors import UsageError
 from flrc_edge.plan_solver import Choice, solve
 from flrc_edge.rounding_losses import DENSE_FORMATS, EMBEDDING_FORMATS, FACTOR_FORMATS, RoundingLosses
@@ -55,7 +55,6 @@ def joint_plan(
     *,
     allocator: str,
     scores: Mapping[str, float] | None = None,
-    operator_cost: float = 0.0,
 ) -> RankPlan:
     """Choose the plan of least predicted loss whose weight file has at most the first of ``sizes``.
 
@@ -67,7 +66,6 @@ def joint_plan(
         sizes: Most bytes that the graph of each stage may read, falling; the first is the size of ``weights.bin``.
         allocator: Recorded in the plan.
         scores: Recorded in the plan.
-        operator_cost: Share of the first size that one more small operator counts as.
 
     Raises:
         UsageError: The sizes do not fall, or one is below the smallest plan.
@@ -96,7 +94,7 @@ def joint_plan(
     for _ in range(ATTEMPTS):
         budgets = np.asarray(sizes, float) - fixed
         _check_least(sum(min(c.cost[-1] for c in row) for row in rows) + fixed, sizes)
-        chosen = solve(rows, budgets, operator_cost=operator_cost * sizes[0])
+        chosen = solve(rows, budgets)
         plan = _plan(curves[0], chosen, allocator=allocator, scores=scores or {})
         spent = sum(c.cost[0] for c in chosen)
         over = file_size(config, plan, context=config.export_context()) - sizes[0]
@@ -154,13 +152,11 @@ def _check_least(least: float, sizes: Sequence[int]) -> None:
 def _choices(forms: Sequence[Curve], rounding: RoundingLosses, stages: int) -> list[Choice]:
     """Return every form of one projection in every number format, without those that another one beats."""
     shape, name = forms[0].shape, forms[0].name
-    found, none = [], (0,) * stages
+    found = []
     for dense, loss in rounding.dense.items():
         f = NumberFormat.named(dense).fitted(shape[1])
         size = float(f.size(*shape))
-        found.append(
-            Choice((None,) * stages, (size,) * stages, stages * loss, formats=(f.name,), operators=none)
-        )
+        found.append(Choice((None,) * stages, (size,) * stages, stages * loss, formats=(f.name,)))
     for curve in forms:
         losses = loss_by_rank(curve)
         ranks = curve.ranks if stages == 1 else curve.ranks[:: -(-len(curve.ranks) // STAGED_RANKS) or 1]
@@ -169,13 +165,10 @@ def _choices(forms: Sequence[Curve], rounding: RoundingLosses, stages: int) -> l
                 continue
             dropped = sum(losses[r] for r in ranks_of)
             plan = ProjectionPlan(name, shape, ranks_of, curve.storage)
-            operators = tuple(extra_operators(plan, s) for s in range(stages))
             for pair, rounded in rounding.factored.get(curve.storage, {}).items():
                 formats = _fitted(plan, pair)
                 cost = tuple(float(_bytes(plan, formats, s)) for s in range(stages))
-                found.append(
-                    Choice(ranks_of, cost, dropped + stages * rounded, curve.storage, formats, operators)
-                )
+                found.append(Choice(ranks_of, cost, dropped + stages * rounded, curve.storage, formats))
     return _undominated(found)
 
 
@@ -200,8 +193,8 @@ def _bytes(plan: ProjectionPlan, formats: Sequence[str], stage: int) -> int:
 
 
 def _undominated(choices: list[Choice]) -> list[Choice]:
-    """Return the choices that no other one beats at every stage and in loss, with as few operators."""
-    values = np.array([(*c.cost, *c.operators, c.loss) for c in choices])
+    """Return the choices that no other one beats at every stage and in loss."""
+    values = np.array([(*c.cost, c.loss) for c in choices])
     order = np.lexsort(values.T[::-1])
     kept: list[int] = []
     for i in order:  # a choice can only be beaten by one that comes before it

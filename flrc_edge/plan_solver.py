@@ -28,7 +28,6 @@ class Choice:
         loss: In any unit common to all choices; of all stages together.
         storage: How factors are stored.
         formats: Number format of every stored matrix; empty for floats.
-        operators: Small operators that each stage runs more than for a dense matrix; empty: none.
     """
 
     ranks: tuple[int | None, ...]
@@ -36,40 +35,31 @@ class Choice:
     loss: float
     storage: Storage = "plain"
     formats: tuple[str, ...] = ()
-    operators: tuple[int, ...] = ()
 
 
-def solve(choices: Sequence[Sequence[Choice]], budgets: Array, *, operator_cost: float = 0.0) -> list[Choice]:
+def solve(choices: Sequence[Sequence[Choice]], budgets: Array) -> list[Choice]:
     """Return one choice for every projection.
 
     Args:
         choices: Of every projection.
         budgets: Most that the sum of costs may be, one a stage. The cheapest choices must be within them.
-        operator_cost: What an operator is worth, in the unit of the budgets, which it does not count against: it is
-            priced with what that much of the budget is worth in loss.
     """
     options = _Options(choices)
     price = _relax(options, budgets)
-    if operator_cost:
-        options.loss += options.operators @ (operator_cost * price)
-        price = _relax(options, budgets)
     chosen = _fill(options, _repair(options, budgets, price), budgets)
     return [row[i] for row, i in zip(choices, chosen, strict=True)]
 
 
 class _Options:
-    """All choices of all projections as padded arrays ``cost, operators: [P, O, S]`` and ``loss: [P, O]``."""
+    """All choices of all projections as padded arrays ``cost: [P, O, S]`` and ``loss: [P, O]``."""
 
     def __init__(self, choices: Sequence[Sequence[Choice]]) -> None:
         width = max(len(row) for row in choices)
         self.cost = np.full((len(choices), width, len(choices[0][0].cost)), np.inf)
-        self.operators = np.zeros_like(self.cost)
         self.loss = np.full((len(choices), width), np.inf)
         for p, row in enumerate(choices):
             self.cost[p, : len(row)] = [c.cost for c in row]
             self.loss[p, : len(row)] = [c.loss for c in row]
-            if row[0].operators:
-                self.operators[p, : len(row)] = [c.operators for c in row]
         self.finite_cost = np.where(np.isfinite(self.cost), self.cost, 0)
         self.rows = np.arange(len(choices))
         # Equal exchanges are made spread over the layers, not from the first layer on.

@@ -57,13 +57,7 @@ def plan_ranks(
         curves = allocation.measured_curves(factors, step=step, storage=storage)
     else:
         curves = allocation.spectrum_curves(factors, step=step, storage=storage)
-    return allocation.allocate(
-        curves,
-        settings.keep,
-        allocator=settings.allocator,
-        scores=scores,
-        operator_cost=settings.operator_share,
-    )
+    return allocation.allocate(curves, settings.keep, allocator=settings.allocator, scores=scores)
 
 
 def search_plan(
@@ -144,7 +138,6 @@ def plan_sizes(
         rounding,
         embedding,
         settings.sizes,
-        operator_cost=settings.operator_share,
         allocator=settings.allocator,
         scores=allocation.fisher_scores(
             {p: c.shape for p, c in zip(factors, curves[0], strict=True)}, moments

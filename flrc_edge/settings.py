@@ -15,11 +15,6 @@ from flrc_exporters.number_format import Integers
 from flrc_runtime.manifest import Storage
 
 Numbers = Literal["float", "mixed", Integers]
-# Beside plans that count parameters alone, stage 0 of SmolLM2-135M at .8, .6, .4 (plain) runs 538 operators more than
-# the dense model instead of 738, and the losses predicted of its stages are 3 % less, 3 % and 4 % more; of the 0.5 B
-# Qwen, 434 instead of 544, 10 % less, 3 % and 3 % more. Of pivoted stages at .9, .8, .7 it would be 574, not 1490,
-# but 4, 23 and 34 % more loss, and they are chosen for quality: parameters alone are counted there.
-OPERATOR_COST = 0.0003
 # A mixture: factors fitted to one kind of text alone fail on others. With half of it chat, KL to SmolLM2-135M's own
 # answers falls from 0.31 to 0.15 at keep .9, against no chat at all.
 DEFAULT_TEXTS = (WeightedText("chat", 0.5), WeightedText("wikitext2", 0.25), WeightedText("austen", 0.25))
@@ -48,9 +43,6 @@ class Settings:
         window: Tokens a calibration window; the model's context if that is shorter.
         seed: Chooses the windows.
         rank_step: Ranks are multiples of it.
-        operator_cost: Share of the projections' parameters that one more small operator counts as when ranks are
-            chosen, which decides how many projections are factored, and have two chunks, at the same number of
-            parameters. None: 0.0003 for several plain stages, else 0.
         boundaries: Token counts at which decoding moves on; None measures them.
         reuse_statistics: Take statistics of the same fingerprint from the cache, and put new ones there.
     """
@@ -70,7 +62,6 @@ class Settings:
     window: int = 1024
     seed: int = 0
     rank_step: int = allocation.RANK_STEP
-    operator_cost: float | None = None
     boundaries: tuple[int, ...] | None = None
     reuse_statistics: bool = True
 
@@ -91,8 +82,6 @@ class Settings:
         for name, least in (("tokens", 2), ("window", 2), ("rank_step", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if self.operator_cost is not None and not 0 <= self.operator_cost <= 1:
-            raise UsageError(f"operator_cost must lie in [0, 1], not {self.operator_cost:g}")
         if not self.texts:
             raise UsageError("name at least one calibration text")
         if not 0 <= self.seed < 2**63:
@@ -119,13 +108,6 @@ class Settings:
     def num_stages(self) -> int:
         """How many stages a plan of these settings has."""
         return len(self.sizes or self.keep)
-
-    @property
-    def operator_share(self) -> float:
-        """The share of the parameters that an operator counts as: ``operator_cost`` or its default."""
-        if self.operator_cost is not None:
-            return self.operator_cost
-        return OPERATOR_COST if self.num_stages > 1 and self.storage == "plain" else 0.0
 
     @property
     def storages(self) -> tuple[Storage, ...]:

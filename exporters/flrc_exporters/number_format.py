@@ -29,8 +29,8 @@ Bytes = npt.NDArray[np.uint8]
 BLOCK = 32
 BLOCKS = (32, 64, 128)  # onnxruntime 1.32 has fast CPU kernels for all of them at 4 and 8 bits
 # Scales tried per block, before they are rounded (block_scales.py), relative to the one that maps the entry of largest
-# magnitude to -127 or -8; the last one of 4 bits maps it to 7. ‖ŵ - w‖ / ‖w‖ on SmolLM2, 8 bits: .0055 with scales of
-# 24 bits, of 3 bits .0086 with the first alone and .0057 with both; 4 bits .0783, of 3 bits .0798 (.0794 with 40).
+# magnitude to -127 or -8; the last one of 4 bits maps it to 7. ‖ŵ - w‖ / ‖w‖ on SmolLM2, 8 bits: .0055 with float32
+# scales; of three bits .0086 with the first alone, .0057 with both; 4 bits: .0783 and, of three, .0798 (.0794 with 40).
 SCALES: dict[int, tuple[float, ...]] = {
     8: (1.0, 1.07),
     4: (1.0, 1.06, 0.93, 0.87, 0.8, -8 / 7),

@@ -67,14 +67,6 @@ from flrc_edge.errors import UsageError
 @click.option(
     "--boundaries", metavar="N,N,…", help="Token counts at which decoding moves on; measured by default."
 )
-@click.option(
-    "--operator-cost",
-    type=float,
-    metavar="SHARE",
-    help="Share of the projections' parameters that one more small operator counts as: more means fewer factored "
-    "projections, and fewer cut into chunks, at the same number of parameters.  [default: 0.0003 for several plain "
-    "stages, else 0]",
-)
 @calibration_options
 @factor_options
 @click.option(

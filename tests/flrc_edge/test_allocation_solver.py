@@ -16,7 +16,6 @@ from flrc_edge.allocation import (
     allocate,
     candidate_ranks,
     check_feasible,
-    extra_operators,
     fisher_curves,
     spectrum_curves,
     uniform_curves,
@@ -24,7 +23,7 @@ from flrc_edge.allocation import (
 from flrc_edge.calibration import Moments
 from flrc_edge.errors import UsageError
 from flrc_edge.factorization import Factors
-from flrc_runtime.manifest import ProjectionPlan, RankPlan, break_even
+from flrc_runtime.manifest import RankPlan, break_even
 
 SMOLLM2 = {
     f"model.layers.{i}.{name}": shape
@@ -386,31 +385,3 @@ def test_stage_weights_move_the_loss_where_tokens_are() -> None:
             [sum(v[p.ranks[s]] for v, p in zip(value, plan.projections, strict=True)) for s in (0, 1)]
         )
     assert losses[0][0] <= losses[1][0] and losses[1][1] <= losses[0][1]
-
-
-@pytest.mark.parametrize(
-    ("ranks", "storage", "operators"),
-    [
-        ((None, None), "plain", (0, 0)),
-        ((64, 64), "plain", (1, 1)),  # V and U for one product
-        ((96, 64), "plain", (4, 1)),  # and another V and U, and an Add
-        ((96, 64), "pivoted", (8, 3)),  # and a Concat and a Gather a chunk
-    ],
-)
-def test_extra_operators(ranks: Any, storage: Any, operators: tuple[int, ...]) -> None:
-    plan = ProjectionPlan("q", (576, 576), ranks, storage)
-    assert tuple(extra_operators(plan, s) for s in range(2)) == operators
-
-
-@pytest.mark.parametrize("keeps", [(0.8,), (0.8, 0.6, 0.4)])
-def test_dearer_operators_are_fewer_at_the_same_parameters(keeps: tuple[float, ...]) -> None:
-    curves = smollm2_curves("spectrum")
-    counts, losses = [], []
-    for cost in (0, 0.0003, 0.001):
-        plan = allocate(curves, keeps, allocator="spectrum", operator_cost=cost)
-        for s, keep in enumerate(keeps):
-            assert 0.98 * keep <= plan.kept(s) <= keep
-        counts.append(sum(extra_operators(p, 0) for p in plan.projections))
-        losses.append(loss_of(curves, plan))
-    assert counts[0] > counts[1] > counts[2] and (len(keeps) == 1 or counts[0] > 1.3 * counts[2])
-    assert losses[0] <= losses[1] <= losses[2] < 1.15 * losses[0]
