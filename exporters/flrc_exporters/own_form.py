@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
-from flrc_runtime.decoder import LOGITS_START
+from flrc_runtime.sessions import LOGITS_START
 
 from .architectures import DecoderConfig
 from .attention import FusedSteps, GroupQueryAttention
@@ -330,9 +329,9 @@ def build_own_stage(
     """Build the graph of one stage; its parameters have no values yet.
 
     Returns:
-        A model ``input_ids``, ``attention_mask``, ``past_key_values.N.key/value`` -> ``logits``,
-        ``present.N.key/value``; the keys and values are bytes, a row 16 positions of a head. Logits are those of every
-        position, or of the last k if ``logits_start``, an initializer that may be overridden, is fed with -k.
+        A model ``input_ids``, ``attention_mask``, ``logits_start``, ``past_key_values.N.key/value`` -> ``logits``,
+        ``present.N.key/value``; the keys and values are bytes, a row 16 positions of a head. Logits are those of the
+        positions from ``logits_start`` on.
     """
     graph = ir.Graph([], [], nodes=[], name=f"stage_{stage}", opset_imports={"": OPSET, FLRC: 1})
     builder = GraphBuilder(graph)
@@ -341,8 +340,6 @@ def build_own_stage(
     ids = builder.input("input_ids", integer, [1, "sequence_length"])
     mask = builder.input("attention_mask", integer, [1, "total_sequence_length"])
     start = builder.input(LOGITS_START, integer, [1])
-    start.const_value = ir.tensor(np.array([0], np.int64), name=LOGITS_START)
-    graph.initializers[LOGITS_START] = start
     caches = [
         tuple(
             builder.input(f"past_key_values.{i}.{kind}", byte, [1, config.num_kv_heads, "past_blocks", width])

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from flrc_runtime import kernels
 from flrc_runtime.errors import NumericalError, VerificationError
-from flrc_runtime.sessions import NOT_FINITE
+from flrc_runtime.sessions import LOGITS_START, NOT_FINITE
 
 from .architectures import DecoderConfig
 from .number_format import Bytes, Float, dequantize
@@ -203,6 +203,8 @@ def _feeds(
         "input_ids": ids,
         "attention_mask": np.ones((1, total), np.int64),
     }
+    if past[0].dtype == np.uint8:
+        feeds[LOGITS_START] = np.zeros(1, np.int64)
     for i in range(config.num_layers):
         feeds[f"past_key_values.{i}.key"] = past[2 * i]
         feeds[f"past_key_values.{i}.value"] = past[2 * i + 1]

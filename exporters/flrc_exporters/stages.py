@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
-from flrc_runtime.decoder import LOGITS_START
+from flrc_runtime.sessions import LOGITS_START
 
 from .architectures import DecoderConfig
 from .decoder import Decoder, make_head

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kv_cache import KvCache
-from .sessions import StageSessions
+from .sessions import LOGITS_START, StageSessions
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, IOBinding
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float32]
 
 MAX_CHUNK = 256
-LOGITS_START = "logits_start"  # an initializer of the graphs: the first position that logits are wanted of
-_LAST = np.array([-1], np.int64)  # its value for the last one alone
+_LAST, _ALL = np.array([-1], np.int64), np.array([0], np.int64)  # values of logits_start
 # The graphs give logits over the vocabulary for every position of a chunk.
 MAX_LOGITS_BYTES = 64 * 1024 * 1024
 
@@ -101,9 +100,11 @@ class Decoder:
         return row.copy()
 
     def _prunes(self, stage: int) -> bool:
-        """Return whether a graph can leave out logits; bundles of before cannot."""
+        """Return whether a graph can leave out logits; stock ones of before cannot."""
         session = self._sessions.get(stage)
-        return any(node.name == LOGITS_START for node in session.get_overridable_initializers())
+        return self._sessions.own or any(
+            node.name == LOGITS_START for node in session.get_overridable_initializers()
+        )
 
     def close(self) -> None:
         """Free the buffers."""
@@ -111,11 +112,15 @@ class Decoder:
         self.cache.close()
 
     def _bind_step(self, stage: int) -> tuple[InferenceSession, IOBinding]:
+        from onnxruntime import OrtValue
+
         session = self._sessions.get(stage)
         binding = session.io_binding()
         self.cache.bind(binding)
         binding.bind_ortvalue_input("input_ids", self._id_value)
         binding.bind_ortvalue_output("logits", self._logits_value)
+        if self._sessions.own:
+            binding.bind_ortvalue_input(LOGITS_START, OrtValue.ortvalue_from_numpy(_LAST))
         self._steps[stage] = (session, binding)
         return session, binding
 
@@ -128,8 +133,9 @@ class Decoder:
         row = np.array([ids], np.int64)  # [1, chunk]
         binding.bind_ortvalue_input("input_ids", OrtValue.ortvalue_from_numpy(row))
         binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
-        if last_only:
-            binding.bind_ortvalue_input(LOGITS_START, OrtValue.ortvalue_from_numpy(_LAST))
+        if last_only or self._sessions.own:
+            start = _LAST if last_only else _ALL
+            binding.bind_ortvalue_input(LOGITS_START, OrtValue.ortvalue_from_numpy(start))
         self._run(session, binding, stage, len(ids))
 
     def _run(self, session: InferenceSession, binding: IOBinding, stage: int, count: int) -> None:

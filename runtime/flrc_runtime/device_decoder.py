@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .any_decoder import Positions
-from .decoder import LOGITS_START, default_chunk
-from .sessions import StageSessions
+from .decoder import default_chunk
+from .sessions import LOGITS_START, StageSessions
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue

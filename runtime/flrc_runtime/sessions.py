@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 OLDEST_ONNXRUNTIME = (1, 24, 2)  # earlier ones let a graph read weights outside its own folder
 _log = logging.getLogger(__name__)
 NOT_FINITE = "a value that is not finite"  # how an error of our own operators ends
+LOGITS_START = "logits_start"  # of the graphs: the first position that logits are wanted of
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)\Z")
 
 
@@ -88,6 +89,11 @@ class StageSessions:
     def count(self) -> int:
         """Number of stages of the bundle, opened or not."""
         return len(self._manifest.stages)
+
+    @property
+    def own(self) -> bool:
+        """Whether the graphs consist of our own operators."""
+        return self._manifest.operators > 0
 
     @property
     def device(self) -> str | None:
@@ -232,8 +238,9 @@ def check_graph(session: InferenceSession, manifest: Manifest, where: str) -> Kv
     layers = range(model.num_layers)
     past = {f"past_key_values.{i}.{kind}" for i in layers for kind in ("key", "value")}
     present = {f"present.{i}.{kind}" for i in layers for kind in ("key", "value")}
+    fed = {"input_ids", "attention_mask", *([LOGITS_START] if manifest.operators else [])}
     for found, expected, kind in (
-        (inputs, {"input_ids", "attention_mask"} | past, "inputs"),
+        (inputs, fed | past, "inputs"),
         (outputs, {"logits"} | present, "outputs"),
     ):
         if set(found) != expected:
@@ -256,7 +263,7 @@ def check_graph(session: InferenceSession, manifest: Manifest, where: str) -> Kv
 
 def _type(name: str, manifest: Manifest) -> str:
     """Return onnxruntime's name of the type of an input or output."""
-    if name in ("input_ids", "attention_mask"):
+    if name in ("input_ids", "attention_mask", LOGITS_START):
         return "tensor(int64)"
     return "tensor(float)" if name == "logits" or not manifest.operators else "tensor(uint8)"
 

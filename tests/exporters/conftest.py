@@ -210,6 +210,8 @@ class Stage:
         binding = self.session.io_binding()
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_cpu_input("attention_mask", np.ones((1, self.length), np.int64))
+        if any(i.name == "logits_start" for i in self.session.get_inputs()):
+            binding.bind_cpu_input("logits_start", np.zeros(1, np.int64))
         binding.bind_output("logits")
         for name, value in self.kv.items():
             binding.bind_ortvalue_input(name, value)
