@@ -1,7 +1,7 @@
 /* Registers the operator library (runtime/kernels) with the Android onnxruntime under qemu, and perhaps runs a graph of one
- * float input [1, tokens, columns] through it.
+ * float input through it.
  *
- * Usage: operators LIBRARY KERNELS [GRAPH OUT TOKENS COLUMNS]   (stdin: the input's float32)
+ * Usage: operators LIBRARY KERNELS [GRAPH OUT DIMENSION...]   (stdin: the input's float32)
  * stdout: the instruction set in use and the library's version. OUT: the bytes of all outputs, one behind another. */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -9,7 +9,7 @@
 
 #include "onnxruntime_c_api.h"
 
-enum { MAX_OUTPUTS = 64 };
+enum { MAX_OUTPUTS = 64, MAX_AXES = 8 };
 
 /* As in run.c: bionic's stack guard. */
 __thread char guard_slot[256] __attribute__((aligned(64))) = {1};
@@ -28,23 +28,25 @@ static void fail(const char *message) {
   _Exit(1);
 }
 
-static void run(OrtSession *session, OrtAllocator *allocator, char **given) {
-  int64_t shape[3] = {1, atoi(given[2]), atoi(given[3])};
-  size_t count = (size_t)(shape[1] * shape[2]), outputs = 0;
+static void run(OrtSession *session, OrtAllocator *allocator, const char *path, int axes, char **dimensions) {
+  int64_t shape[MAX_AXES];
+  size_t count = 1, outputs = 0;
+  for (int i = 0; i < axes; i++) count *= (size_t)(shape[i] = atoi(dimensions[i]));
   float *x = calloc(count, sizeof *x);
   if (fread(x, sizeof *x, count, stdin) != count) fail("the input is too short");
   OrtMemoryInfo *memory;
   OrtValue *in, *out[MAX_OUTPUTS] = {NULL};
   char *in_name, *out_names[MAX_OUTPUTS];
   check(api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
-  check(api->CreateTensorWithDataAsOrtValue(memory, x, count * sizeof *x, shape, 3, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &in));
+  check(api->CreateTensorWithDataAsOrtValue(memory, x, count * sizeof *x, shape, (size_t)axes,
+                                            ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &in));
   check(api->SessionGetInputName(session, 0, allocator, &in_name));
   check(api->SessionGetOutputCount(session, &outputs));
   if (outputs > MAX_OUTPUTS) fail("too many outputs");
   for (size_t i = 0; i < outputs; i++) check(api->SessionGetOutputName(session, i, allocator, &out_names[i]));
   check(api->Run(session, NULL, (const char *const *)&in_name, (const OrtValue *const *)&in, 1,
                  (const char *const *)out_names, outputs, out));
-  FILE *file = fopen(given[1], "wb");
+  FILE *file = fopen(path, "wb");
   if (!file) fail("the output cannot be written");
   for (size_t i = 0; i < outputs; i++) {
     OrtTensorTypeAndShapeInfo *info;
@@ -60,7 +62,7 @@ static void run(OrtSession *session, OrtAllocator *allocator, char **given) {
 
 int main(int count, char **given) {
   guard_slot[128] = 7;
-  if (count != 3 && count != 7) fail("usage: operators LIBRARY KERNELS [GRAPH OUT TOKENS COLUMNS]");
+  if (count != 3 && (count < 6 || count > 5 + MAX_AXES)) fail("usage: operators LIBRARY KERNELS [GRAPH OUT DIMENSION...]");
   void *library = dlopen(given[1], RTLD_NOW | RTLD_LOCAL), *kernels = dlopen(given[2], RTLD_NOW | RTLD_LOCAL);
   if (!library || !kernels) fail(dlerror());
   const OrtApiBase *(*base)(void) = (const OrtApiBase *(*)(void))dlsym(library, "OrtGetApiBase");
@@ -79,10 +81,10 @@ int main(int count, char **given) {
   check(api->SetIntraOpNumThreads(options, 1));
   check(api->GetAllocatorWithDefaultOptions(&allocator));
   check(api->RegisterCustomOpsLibrary_V2(options, given[2]));
-  if (count == 7) {
+  if (count > 3) {
     OrtSession *session;
     check(api->CreateSession(env, given[3], options, &session));
-    run(session, allocator, given + 3);
+    run(session, allocator, given[4], count - 5, given + 5);
   }
   printf("%s %d\n", isa(), version());
   fflush(stdout);

@@ -88,6 +88,18 @@ int fprintf(FILE *file, const char *format, ...) {
   return done;
 }
 
+/* Names of values have other numbers there: without the size of a page onnxruntime could not map a file of weights. */
+long sysconf(int name) {
+  switch (name) {
+  case 39: case 40: return NEXT(sysconf)(_SC_PAGESIZE);
+  case 96: return NEXT(sysconf)(_SC_NPROCESSORS_CONF);
+  case 97: return NEXT(sysconf)(_SC_NPROCESSORS_ONLN);
+  case 98: return NEXT(sysconf)(_SC_PHYS_PAGES);
+  case 99: return NEXT(sysconf)(_SC_AVPHYS_PAGES);
+  default: return -1;
+  }
+}
+
 /* pthread_attr_t has 56 bytes there (64 here), pthread_mutex_t 40 (48). */
 int pthread_attr_init(pthread_attr_t *attributes) {
   memset(attributes, 0, 56);

@@ -132,7 +132,7 @@ def operators(
         core: The processor.
         isa: What FLRC_EDGE_ISA is there.
         graph: A graph of one input.
-        x: Its input, ``[1, tokens, columns]``.
+        x: Its input.
 
     Returns:
         The instruction set in use and the library's version, and the bytes of all outputs of the graph.
@@ -147,7 +147,7 @@ def operators(
         command += [built / "operators", built / "libonnxruntime.so", kernels]
         given = b""
         if graph is not None and x is not None:
-            command += [graph, out, *x.shape[1:]]
+            command += [graph, out, *x.shape]
             given = x.astype("<f4").tobytes()
         done = subprocess.run([str(c) for c in command], input=given, capture_output=True)
         if done.returncode:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import platform
 import shutil
@@ -11,11 +10,14 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from kernels import build
 
 SOURCES = Path(__file__).parents[2] / "runtime" / "kernels"
 sys.path.insert(0, str(SOURCES.parents[1] / "android_demo" / "tools"))
@@ -30,17 +32,6 @@ SANITIZED = os.environ.get("FLRC_EDGE_SANITIZE") == "1"
 
 
 VECTORS = {"avx_vnni": "avx2"}  # instruction sets whose floats are another's
-
-
-def build_script() -> Any:
-    """Return runtime/kernels/build.py, which owns sources and flags, as a module."""
-    name = "flrc_kernels_build"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, SOURCES / "build.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 class Plane(ctypes.Structure):
@@ -193,10 +184,9 @@ def supported() -> list[str]:
 
 def compiled(compiler: str, folder: Path, machine: str) -> list[str]:
     """Compile every source of a processor, warnings on, nothing hidden; return the objects."""
-    script = build_script()
     more = SANITIZE if SANITIZED else []
     return [
-        str(p) for p in script.compile_all(script.Compiler((compiler,)), folder, machine, more, warnings=True)
+        str(p) for p in build.compile_all(build.Compiler((compiler,)), folder, machine, more, warnings=True)
     ]
 
 
@@ -226,6 +216,21 @@ def arm64(arm64_program: Callable[[str], list[str]]) -> list[str]:
 @pytest.fixture(scope="session")
 def arm64_prepare(arm64_program: Callable[[str], list[str]]) -> list[str]:
     return arm64_program("prepare")
+
+
+@pytest.fixture(scope="session")
+def android(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[str, bytes]]:
+    """Return a function that registers Android's library with Android's onnxruntime, under qemu."""
+    if EMULATOR is None or shutil.which(arm64_check.COMPILER) is None or not ARCHIVE.is_file():
+        pytest.skip(
+            "qemu, the arm64 compiler or onnxruntime's archive is not on this machine (make test-needs)"
+        )
+    folder = tmp_path_factory.mktemp("android")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arm64_check, "fetch", lambda: ARCHIVE.parent)
+        arm64_check.build(folder)
+    library = build.build(folder, "android-arm64")
+    return partial(arm64_check.operators, EMULATOR, folder, library)
 
 
 @pytest.fixture(scope="session")

@@ -366,6 +366,18 @@ def test_runs_at_once_give_the_same_bytes(kernels: Any, tmp_path: Path) -> None:
     assert [[y.tobytes() for y in outputs] for outputs in found] == expected * 20
 
 
+@pytest.mark.parametrize(("core", "isa"), [("cortex-a53", "portable"), ("cortex-a76", "neon")])
+def test_android_s_library_gives_the_same_bytes(
+    kernels: Any, android: Any, tmp_path: Path, core: str, isa: str
+) -> None:
+    path = GROUP.write(tmp_path / "node")
+    x = arrays(GROUP, 5, "x")["x"]
+    wanted = session(kernels, path).run(None, {"x": x})
+    said, found = android(core=core, graph=path, x=x)
+    assert said == f"{isa} 1"
+    assert found == b"".join(y.tobytes() for y in wanted)
+
+
 def one(**change: Any) -> Node:
     return Node(64, [32], [Part(0, plane(32, 64, 4, 1))], change)
 

@@ -107,6 +107,24 @@ def test_an_old_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
 
 
+def test_the_operator_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flrc_runtime import kernels
+
+    if (kernels._FOLDER / kernels.FILE).is_file():
+        monkeypatch.delenv(kernels.ENVIRONMENT, raising=False)
+        assert found()["kernels"]["text"].startswith(f"{kernels.isa()}, version {kernels.VERSION}, ")
+        monkeypatch.setenv(kernels.ENVIRONMENT, "portable")
+        assert found()["kernels"] | {"text": ""} == {
+            "level": "ok", "topic": "kernels", "text": "", "remedy": "",
+        }  # fmt: skip
+        assert "FLRC_EDGE_ISA asks for it" in found()["kernels"]["text"]
+        monkeypatch.setenv(kernels.ENVIRONMENT, "sse")
+        assert run().exit_code == 1 and "'sse', which is no instruction set" in run().stdout
+    monkeypatch.setattr(kernels, "_FOLDER", tmp_path)
+    missing = found()["kernels"]
+    assert missing["level"] == "problem" and "is not built" in missing["text"] and missing["remedy"]
+
+
 def test_a_damaged_bundle(copied: Path) -> None:
     (copied / "stage_1.onnx").write_bytes(b"")
     done = run(copied)
