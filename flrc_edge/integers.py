@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from flrc_edge.chunks import Chunk
@@ -14,28 +14,18 @@ from flrc_edge.input_grams import HEAD
 from flrc_edge.progress import Progress, silent
 from flrc_edge.quantization import QuantizedMatrix, round_to_nearest
 from flrc_edge.quantized_factors import quantize_projection
-from flrc_exporters.number_format import NumberFormat, fitted_formats
-from flrc_runtime.manifest import ProjectionPlan, RankPlan
+from flrc_exporters.number_format import NumberFormat, rounded_plan
+from flrc_exporters.refit import refitted
+from flrc_runtime.manifest import RankPlan
 
 
 def with_formats(plan: RankPlan, dtype: str, *, head: str, hidden_size: int) -> RankPlan:
     """Return the plan with one number format (such as ``int4/64``) for all projections, and one for the embedding.
 
     Blocks are shortened where a row would be padded (NumberFormat.fitted).
-
-    The coefficients U of pivoted chunks get at least 8 bits: they are few, and an error in one takes a multiple of a
-    whole row. With 4 bits for V and U, SmolLM2-135M at keep .8 has g .471, with 8 for U .321 (.165 in floats).
     """
-    chosen = NumberFormat.named(dtype)
-    finer = replace(chosen, bits=max(chosen.bits, 8))
-
-    def formats(p: ProjectionPlan) -> tuple[str, ...]:
-        return fitted_formats(
-            p, lambda matrix: finer if p.storage == "pivoted" and matrix.endswith(".U") else chosen
-        )
-
-    projections = tuple(replace(p, formats=formats(p)) for p in plan.projections)
-    return replace(plan, projections=projections, embedding=NumberFormat.named(head).fitted(hidden_size).name)
+    embedding = NumberFormat.named(head).fitted(hidden_size).name
+    return rounded_plan(plan, NumberFormat.named(dtype), embedding=embedding)
 
 
 def quantize_model(
@@ -99,9 +89,15 @@ def round_model(
     matrices = {name: (model.get_parameter(name).detach(), f) for name, f in tensors.items()}
     for p in plan.projections:
         for i, chunk in enumerate(chunks.get(p.name, ())):
-            for part, matrix in (("V", chunk.V), ("U", chunk.U)):
-                name = f"chunks.{i}.{part}"
-                matrices[f"{p.name}.{name}"] = (matrix, p.format_of(name))
+            v, u = (f"chunks.{i}.{part}" for part in "VU")
+            coefficients = chunk.U
+            if chunk.order is not None:
+                to = NumberFormat.named(p.format_of(v))
+                coefficients = torch.from_numpy(
+                    refitted(chunk.U.float().numpy(), chunk.V.float().numpy(), to)
+                )
+            matrices[f"{p.name}.{v}"] = (chunk.V, p.format_of(v))
+            matrices[f"{p.name}.{u}"] = (coefficients, p.format_of(u))
     embedded = [EMBEDDING] if is_tied(model) else [EMBEDDING, HEAD_WEIGHT]
     matrices |= {name: (model.get_parameter(name).detach(), plan.embedding) for name in embedded}
     found = {}

@@ -27,6 +27,7 @@ from .layout import group_layouts
 from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat, rounded_plan
 from .own_form import build_own_stage, own_bytes_read
 from .parity import check_graph, check_static_graph, check_values
+from .refit import RefittedTensors
 from .sizes import bytes_read
 from .source import CheckpointTensors
 from .stages import attach_weights, build_stage, save_stage, stage_file
@@ -101,6 +102,8 @@ def export(
     if static and not written.plan.embedding:
         dtype, head = dtype or "fp32", head or "fp32"
     chosen, plan = _formats(written, dtype, head)
+    if not written.plan.embedding:
+        source = RefittedTensors(checkpoint, plan)
     formats = Formats(NumberFormat.named(plan.embedding, accuracy_level), accuracy_level)
     groups = group_layouts(config, plan)
     own = not (static or stock)

@@ -117,8 +117,19 @@ def fitted_formats(plan: ProjectionPlan, wanted: Callable[[str], NumberFormat]) 
 
 
 def rounded_plan(plan: RankPlan, wanted: NumberFormat, *, embedding: str) -> RankPlan:
-    """Return a plan whose projections all have one number format, and the embedding another."""
-    projections = tuple(replace(p, formats=fitted_formats(p, lambda _: wanted)) for p in plan.projections)
+    """Return a plan whose projections all have one number format, and the embedding another.
+
+    The coefficients U of pivoted chunks get at least 8 bits: an error in one takes a multiple of a whole row. With 4
+    bits for V and U, compensated, SmolLM2-135M at keep .8 has g .471, with 8 for U .321 (.165 in floats).
+    """
+    finer = replace(wanted, bits=max(wanted.bits, 8))
+
+    def formats(p: ProjectionPlan) -> tuple[str, ...]:
+        return fitted_formats(
+            p, lambda matrix: finer if p.storage == "pivoted" and matrix.endswith(".U") else wanted
+        )
+
+    projections = tuple(replace(p, formats=formats(p)) for p in plan.projections)
     return replace(plan, projections=projections, embedding=embedding)
 
 

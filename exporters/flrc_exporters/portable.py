@@ -28,6 +28,7 @@ from .layout import GroupLayout, single_layout
 from .lowrank import LinearGroup
 from .number_format import AccuracyLevel, Dtype, NumberFormat, rounded_plan
 from .optimum_graph import export_dense, optimum_python
+from .refit import RefittedTensors
 from .source import CheckpointTensors
 from .stages import IR_VERSION, attach_weights, save_stage, stage_file
 from .versions import export_versions
@@ -83,8 +84,8 @@ def export_portable(
             f"{checkpoint.name} holds integers, which --graph optimum does not take",
             hint="compress with --dtype float, and give --dtype to export",
         )
-    source = CheckpointTensors(checkpoint)
     plan = rounded_plan(written.plan, NumberFormat.named(dtype), embedding="fp32")
+    source = RefittedTensors(checkpoint, plan)
     report = progress or _silent
     layouts = {p.name: single_layout(p, plan.num_stages) for p in plan.projections}
     with (
@@ -92,7 +93,7 @@ def export_portable(
         published_folder(output, overwrite=overwrite) as folder,
     ):
         dense = Path(scratch) / "dense"
-        _write_dense(checkpoint, source, written.plan, dense)
+        _write_dense(checkpoint, CheckpointTensors(checkpoint), written.plan, dense)
         report("dense graph", 0, 1)
         graph = export_dense(python, dense, Path(scratch) / "onnx")
         report("dense graph", 1, 1)
