@@ -98,7 +98,7 @@ def _compress(
     else:
         rounds = settings.dtype != "float"
         warn_if_scarce(
-            peak_memory(loaded.config, window=settings.window, storage=settings.storage, integers=rounds)
+            peak_memory(loaded.config, window=settings.window, storage=settings.stored, integers=rounds)
         )
     shapes = {p.name: p.shape for p in loaded.config.projections()}
     info = model_info(loaded.name, loaded.config)  # refuses early what no manifest could say
@@ -110,7 +110,7 @@ def _compress(
         )
     else:
         allocation.check_feasible(
-            shapes.values(), settings.keep, step=settings.rank_step, storage=settings.storage
+            shapes.values(), settings.keep, step=settings.rank_step, storage=settings.stored
         )
     calibration, statistics, factors = None, None, dict[str, Factors]()
     if settings.sizes or settings.keep != (1.0,):
@@ -122,7 +122,7 @@ def _compress(
                 loaded,
                 statistics.moments,
                 method=settings.factorization,
-                storage=settings.storage,
+                storage=settings.stored,
                 progress=progress,
             )
         if settings.allocator in ("measured", "search"):

@@ -122,7 +122,7 @@ def frontier(
     timings = Timings()
     length = window_length(loaded, settings.window)
     cut = held_out_windows(loaded, texts, windows=windows, length=length)
-    ours = next(r for r in RECIPES if r.name == OURS).stored(settings.storage)
+    ours = next(r for r in RECIPES if r.name == OURS).stored(settings.stored)
     recipes = [*(r for r in RECIPES if r.name in BASELINES), ours]
     bench = RecipeBench(
         loaded, settings, recipes=recipes, search=Search(), timings=timings, progress=progress
@@ -167,7 +167,7 @@ def frontier(
         window=length,
         calibration=" + ".join(f"{t.name} ({t.tokens})" for t in calibration.texts),
         calibration_tokens=calibration.tokens,
-        storage=settings.storage,
+        storage=settings.stored,
         points=tuple(points),
         seconds={name: round(seconds, 2) for name, seconds in timings.seconds.items()},
         peak_rss_bytes=peak_rss_bytes(),

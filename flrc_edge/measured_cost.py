@@ -127,7 +127,8 @@ def _run(model: str, tokens: int) -> tuple[dict[str, float], int]:
     place = cache_folder()
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place, prefix=".cost-") as folder:
-        arguments = ["--keep", f"{KEEP:g}", "--tokens", str(tokens), "--window", str(WINDOW), "--json"]
+        arguments = ["--keep", f"{KEEP:g}", "--tokens", str(tokens), "--window", str(WINDOW)]
+        arguments += ["--storage", "plain", "--json"]
         done = subprocess.run(
             [
                 sys.executable,

@@ -120,7 +120,7 @@ def with_losses(
     """
     ids = calibration_windows(loaded, settings).ids
     some = some_windows(ids, MEASURED_WINDOWS)
-    parts = (fingerprint, settings.factorization, DAMPING, settings.storage, len(some))
+    parts = (fingerprint, settings.factorization, DAMPING, settings.stored, len(some))
     key = _key(settings, parts)
     losses = cached_tensors(
         "losses",

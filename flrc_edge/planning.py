@@ -48,7 +48,7 @@ def plan_ranks(
         dense = tuple(ProjectionPlan(name, shape, (None,)) for name, shape in shapes.items())
         return RankPlan(settings.allocator, settings.keep, dense)
     scores = allocation.fisher_scores(shapes, moments, score=settings.score)
-    step, storage = settings.rank_step, settings.storage
+    step, storage = settings.rank_step, settings.stored
     if settings.allocator == "uniform":
         curves = allocation.uniform_curves(shapes, step=step, storage=storage)
     elif settings.allocator == "fisher":
@@ -75,7 +75,7 @@ def search_plan(
         factors,
         settings.keep,
         step=settings.rank_step,
-        storage=settings.storage,
+        storage=settings.stored,
         scores=scores,
     )
     return selection.select(

@@ -142,7 +142,7 @@ class RecipeBench:
                 self._loaded,
                 self._statistics.moments,
                 method=method,
-                storage=chosen.storage,
+                storage=chosen.stored,
                 progress=self._progress,
             )
         if any(r.allocator in MEASURED for r in recipes):

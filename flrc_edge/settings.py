@@ -20,6 +20,11 @@ Numbers = Literal["float", "mixed", Integers]
 DEFAULT_TEXTS = (WeightedText("chat", 0.5), WeightedText("wikitext2", 0.25), WeightedText("austen", 0.25))
 
 
+def default_storage(dtype: str) -> Storage:
+    """Return how factors are stored best at equal bytes, if nothing else is asked."""
+    return "plain" if dtype.startswith("int4") else "pivoted"
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to compress.
@@ -37,7 +42,8 @@ class Settings:
             32) round with compensation (quantization.py);
             ``mixed`` chooses the format of every matrix together with its rank, for ``sizes`` (bit_allocation.py).
         head: Number format of embedding and head of a checkpoint of integers, but for ``mixed``.
-        storage: ``pivoted`` (r rows and the others as their combinations) or ``plain`` (two factors).
+        storage: ``pivoted`` (r rows and the others as their combinations) or ``plain`` (two factors). None: plain for
+            4 bits, which pivoted rows do not take well (docs/how-it-works.md), else pivoted.
         texts: Calibration texts and their weights.
         tokens: Calibration tokens; at least 16 a feature of the widest input are advised.
         window: Tokens a calibration window; the model's context if that is shorter.
@@ -56,7 +62,7 @@ class Settings:
     correct: bool = False
     dtype: Numbers = "float"
     head: Integers = "int8"
-    storage: Storage = "plain"
+    storage: Storage | None = None
     texts: tuple[WeightedText, ...] = DEFAULT_TEXTS
     tokens: int = 32 * 1024
     window: int = 1024
@@ -77,7 +83,7 @@ class Settings:
             "head": Integers,
         }
         for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
+            if getattr(self, name) not in (*get_args(kind), *([None] if name == "storage" else [])):
                 raise UsageError(f"{name} {getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
         for name, least in (("tokens", 2), ("window", 2), ("rank_step", 1)):
             if getattr(self, name) < least:
@@ -110,6 +116,11 @@ class Settings:
         return len(self.sizes or self.keep)
 
     @property
+    def stored(self) -> Storage:
+        """How factors are stored: ``storage`` or its default."""
+        return self.storage or default_storage(self.dtype)
+
+    @property
     def storages(self) -> tuple[Storage, ...]:
         """The forms that factors may have where a size in bytes decides: pivoted allows plain ones, too."""
-        return ("plain",) if self.storage == "plain" else ("plain", "pivoted")
+        return ("plain",) if self.stored == "plain" else ("plain", "pivoted")

@@ -116,7 +116,7 @@ class CompressedStories:
 
 @pytest.fixture(scope="session")
 def compressed_stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CompressedStories]:
-    """Compress stories260k with the defaults a model of 64 features allows; do not write there."""
+    """Compress stories260k, plain, with the defaults a model of 64 features allows; do not write there."""
     import torch
 
     import flrc_edge
@@ -125,7 +125,7 @@ def compressed_stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Com
 
     torch.set_num_threads(1)
     source = flrc_edge.open_model(str(STORIES))
-    settings = Settings(keep=(0.9, 0.8, 0.7), tokens=4096, window=256, rank_step=8)
+    settings = Settings(keep=(0.9, 0.8, 0.7), tokens=4096, window=256, rank_step=8, storage="plain")
     folder = tmp_path_factory.mktemp("stories") / "checkpoint"
     manifest = compress(source, folder, settings)
     with unchanged(folder, source.model):

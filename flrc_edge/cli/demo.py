@@ -73,7 +73,7 @@ def command(
 
     # Set by hand so that the answer shows every stage; compress measures whether and when moving on pays.
     shown = tuple(SHOWN_EACH * i for i in range(1, len(keeps)))
-    settings = Settings(keep=keeps, tokens=tokens, boundaries=shown)
+    settings = Settings(keep=keeps, tokens=tokens, boundaries=shown, storage="plain")
     if model in BUILTIN and not is_pulled(model):
         pull(model)
     loaded = open_model(model)

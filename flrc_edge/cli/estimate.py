@@ -46,9 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--storage",
     type=click.Choice(["pivoted", "plain"]),
-    default="plain",
-    show_default=True,
-    help="How factors are stored.",
+    help="How factors are stored.  [default: plain for 4 bits, else pivoted]",
 )
 @click.option(
     "--context", type=int, default=None, metavar="TOKENS", help="Prompt and answer together.  [default: 2048]"
@@ -111,8 +109,10 @@ def command(
     from flrc_edge.compress_trial import Trial
     from flrc_edge.estimation import estimate, largest_keep
     from flrc_edge.models import read_decoder_config
+    from flrc_edge.settings import default_storage
     from flrc_runtime.bundle import DEFAULT_CONTEXT
 
+    storage = storage or default_storage(dtype)
     name, config = read_decoder_config(model)
     positions = min(config.context_length, DEFAULT_CONTEXT) if context is None else context
     if not 2 <= positions <= config.context_length:

@@ -88,9 +88,8 @@ def factor_options(function: F) -> F:
         click.option(
             "--storage",
             type=click.Choice(["pivoted", "plain"]),
-            default="plain",
-            show_default=True,
-            help="Pivoted factors hold r² fewer parameters at the same rank and cost two small operators more.",
+            help="Pivoted factors hold r² fewer parameters at the same rank, but do not take 4 bits well.  [default: "
+            "plain for 4 bits, else pivoted]",
         ),
         click.option(
             "--labels",
