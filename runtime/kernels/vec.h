@@ -10,8 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(FLRC_PORTABLE)
-#define INLINE static inline /* as the compiler likes: all of it in one place takes a minute to compile */
+#if defined(FLRC_PORTABLE) || defined(__SANITIZE_ADDRESS__)
+#define INLINE static inline /* as the compiler likes: all of it in one place takes minutes to compile */
 #else
 #define INLINE static inline __attribute__((always_inline))
 #endif

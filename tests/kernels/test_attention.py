@@ -180,6 +180,7 @@ SETTINGS = {
     "odd_40": Setting(heads=5, kv_heads=1, dim=40, window=130, rotated=20),
     "odd_72": Setting(heads=6, kv_heads=2, dim=72, softcap=50.0, norms=True, rotated=36),
 }
+QUICK = ("grouped", "window", "odd_24", "odd_72")  # the others only with all tests
 CACHES = pytest.mark.parametrize("cache", list(TYPES))
 
 
@@ -207,7 +208,9 @@ def digests(results: tuple[Any, Any, Any], tokens: int) -> list[bytes]:
 
 
 @CACHES
-@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in SETTINGS]
+)
 def test_instruction_sets_threads_and_cuts_give_the_same_bytes(
     kernels: Any, monkeypatch: pytest.MonkeyPatch, name: str, cache: str
 ) -> None:
@@ -266,6 +269,7 @@ def test_arm64_gives_the_same_bytes(arm64_program: Any, kernels: Any, name: str)
             assert np.array_equal(whole, theirs[:, :kept_bytes])
 
 
+@pytest.mark.full
 def test_long_texts(kernels: Any) -> None:
     """More chunks than are kept at a time."""
     setting = Setting(heads=3, kv_heads=1, dim=8)
