@@ -28,10 +28,6 @@ typedef struct {
   float *y;
 } run;
 
-static size_t group_bytes(const flrc_plane *plane) {
-  return plane->width == 32 ? (size_t)FLRC_LINE * FLRC_BLOCK * (size_t)plane->blocks : flrc_group_bytes(plane);
-}
-
 static void destroy(void *kernel) { free(kernel); }
 
 static OrtStatus *build(embedding *k, const OrtKernelInfo *info) {
@@ -55,7 +51,7 @@ static OrtStatus *build(embedding *k, const OrtKernelInfo *info) {
   flrc_plane plane = {NULL, (int32_t)((k->rows + FLRC_ROWS - 1) / FLRC_ROWS),
                       (k->columns + FLRC_BLOCK - 1) / FLRC_BLOCK, (int32_t)width, scale};
   k->plane = plane;
-  return take_bytes(api, info, 1, group_bytes(&plane) * (size_t)plane.groups, &k->plane.data);
+  return take_tiles(api, info, 1, flrc_group_bytes(&plane) * (size_t)plane.groups, &k->plane.data);
 }
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **out) {
@@ -74,7 +70,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
 
 static void row_of(const embedding *k, int64_t id, float *y) {
   const flrc_plane *plane = &k->plane;
-  const uint8_t *group = plane->data + (size_t)(id / FLRC_ROWS) * group_bytes(plane);
+  const uint8_t *group = plane->data + (size_t)(id / FLRC_ROWS) * flrc_group_bytes(plane);
   int32_t row = (int32_t)(id % FLRC_ROWS);
   if (plane->width == 32) {
     for (int32_t i = 0; i < k->columns; i++) {

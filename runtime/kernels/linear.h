@@ -2,8 +2,7 @@
 #ifndef FLRC_LINEAR_H
 #define FLRC_LINEAR_H
 
-#include "flrc_product.h"
-#include "ort_api.h"
+#include "operator.h"
 
 #define FLRC_MOST_OUTPUTS 64
 
@@ -52,10 +51,6 @@ static inline int32_t flrc_blocks(int64_t inputs) { return (int32_t)((inputs + F
 static inline int32_t flrc_order_at(const uint8_t *order, int64_t row) {
   const uint8_t *b = order + 4 * row;
   return (int32_t)((uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24);
-}
-
-static inline OrtStatus *flrc_refuse(const OrtApi *api, const char *message) {
-  return ORT(api, CreateStatus)(ORT_INVALID_ARGUMENT, message);
 }
 
 OrtStatus *flrc_linear_create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **out);

@@ -17,51 +17,15 @@ void flrc_linear_destroy(void *kernel) {
   flrc_scratch_leave();
 }
 
-/* Reads an attribute of integers; *out is to be freed. */
-static OrtStatus *integers_of(const OrtApi *api, const OrtKernelInfo *info, const char *name, int64_t **out, size_t *count) {
-  OrtStatus *status = ORT(api, KernelInfoGetAttributeArray_int64)(info, name, NULL, count);
-  if (status) return status;
-  *out = calloc(*count + 1, sizeof **out);
-  return *out ? ORT(api, KernelInfoGetAttributeArray_int64)(info, name, *out, count) : flrc_refuse(api, "out of memory");
-}
-
-/* Takes a constant of the model, so many numbers of a type. */
-static OrtStatus *take(const OrtApi *api, const OrtKernelInfo *info, size_t input, int wanted_type, size_t wanted,
-                       const void **out) {
-  const OrtValue *value = NULL;
-  OrtTensorTypeAndShapeInfo *shape = NULL;
-  int constant = 0, type = 0;
-  size_t size = 0;
-  void *data = NULL;
-  OrtStatus *status = ORT(api, KernelInfoGetConstantInput_tensor)(info, input, &constant, &value);
-  if (status) return status;
-  if (!constant || !value) return flrc_refuse(api, "Linear: its tiles, norms and bias must be constants of the model");
-  if ((status = ORT(api, GetTensorTypeAndShape)(value, &shape))) return status;
-  status = ORT(api, GetTensorElementType)(shape, &type);
-  if (!status) status = ORT(api, GetTensorShapeElementCount)(shape, &size);
-  ((void (*const *)(OrtTensorTypeAndShapeInfo *))(const void *)api)[FLRC_ORT_RELEASE_SHAPE](shape);
-  if (!status) status = ORT(api, GetTensorMutableData)(value, &data);
-  if (status) return status;
-  if (type != wanted_type) return flrc_refuse(api, "Linear: its tiles must be uint8, its norms and bias float");
-  if (size != wanted) return flrc_refuse(api, "Linear: a tensor does not have the size that rows, columns and width make");
-  *out = data;
-  return NULL;
-}
-
 static OrtStatus *take_plane(const OrtApi *api, const OrtKernelInfo *info, size_t input, flrc_plane *plane) {
-  const void *data = NULL;
-  OrtStatus *status = take(api, info, input, ORT_UINT8, flrc_group_bytes(plane) * (size_t)plane->groups, &data);
-  if (status) return status;
-  if ((uintptr_t)data % FLRC_LINE) return flrc_refuse(api, "Linear: its tiles must begin at a multiple of 64 bytes");
-  plane->data = data;
-  return NULL;
+  return take_tiles(api, info, input, flrc_group_bytes(plane) * (size_t)plane->groups, &plane->data);
 }
 
 /* Takes the order of a pivoted pair, which must name every output once. */
 static OrtStatus *take_order(const OrtApi *api, const OrtKernelInfo *info, size_t input, int64_t rows,
                              const uint8_t **order) {
   const void *data = NULL;
-  OrtStatus *status = take(api, info, input, ORT_UINT8, 4 * (size_t)rows, &data);
+  OrtStatus *status = take_constant(api, info, input, ORT_UINT8, 4 * (size_t)rows, &data);
   if (status) return status;
   *order = data;
   uint8_t *seen = calloc((size_t)rows, 1);
@@ -72,7 +36,7 @@ static OrtStatus *take_order(const OrtApi *api, const OrtKernelInfo *info, size_
     if (all) seen[row] = 1;
   }
   free(seen);
-  return all ? NULL : flrc_refuse(api, "Linear: the order of a pivoted pair does not name every output once");
+  return all ? NULL : refuse(api, "Linear: the order of a pivoted pair does not name every output once");
 }
 
 static bool is_width(int64_t width) { return (width >= 2 && width <= 8 && width != 7) || width == FLRC_FLOAT; }
@@ -88,23 +52,23 @@ static OrtStatus *take_parts(flrc_linear_kernel *k, const OrtKernelInfo *info, c
     int64_t pivoted = numbers[5];
     flrc_part *p = k->parts + i;
     if (projection < before || projection > before + (i > 0) || projection >= k->projections)
-      return flrc_refuse(k->api, "Linear: parts must come in the order of their projections, at least one each");
+      return refuse(k->api, "Linear: parts must come in the order of their projections, at least one each");
     p->first = p->alone = i == 0 || projection != before;
     if (!p->first) p[-1].alone = false;
     if (p->first) factored = false;
     before = projection;
     if (!is_width(width) || (second && !is_width(second)))
-      return flrc_refuse(k->api, "Linear: a part's width must be 2, 3, 4, 5, 6, 8 or 32");
+      return refuse(k->api, "Linear: a part's width must be 2, 3, 4, 5, 6, 8 or 32");
     if (second ? stored < 1 || stored > 1 << 20 || read < 1 || read > stored || (read % FLRC_BLOCK && read != stored)
                : stored != 0 || read != 0)
-      return flrc_refuse(k->api, "Linear: a part's ranks must be 0, or those stored and a multiple of 32 of them");
+      return refuse(k->api, "Linear: a part's ranks must be 0, or those stored and a multiple of 32 of them");
     int64_t rows = k->rows[projection];
     if (pivoted ? pivoted != 1 || !second || read != stored || stored >= rows : 0)
-      return flrc_refuse(k->api, "Linear: a pivoted part must be a pair of less ranks than rows, all read");
+      return refuse(k->api, "Linear: a pivoted part must be a pair of less ranks than rows, all read");
     if (factored && (!second || pivoted != (p[-1].order != NULL)))
-      return flrc_refuse(k->api, "Linear: planes must come before factor pairs, and these be all pivoted or none");
+      return refuse(k->api, "Linear: planes must come before factor pairs, and these be all pivoted or none");
     factored = second != 0;
-    if (planes + (second ? 2 : 1) > given_scales) return flrc_refuse(k->api, "Linear: there are fewer scales than planes");
+    if (planes + (second ? 2 : 1) > given_scales) return refuse(k->api, "Linear: there are fewer scales than planes");
     p->projection = (int32_t)projection;
     p->ranks = (int32_t)read;
     p->place = (int32_t)ranks;
@@ -126,13 +90,13 @@ static OrtStatus *take_parts(flrc_linear_kernel *k, const OrtKernelInfo *info, c
       ranks += flrc_blocks(read) * FLRC_BLOCK;
     }
     if (status) return status;
-    if (ranks > 1 << 30 || apart > 1 << 30) return flrc_refuse(k->api, "Linear: it has too many ranks");
+    if (ranks > 1 << 30 || apart > 1 << 30) return refuse(k->api, "Linear: it has too many ranks");
   }
-  if (before != k->projections - 1) return flrc_refuse(k->api, "Linear: a projection has no part");
+  if (before != k->projections - 1) return refuse(k->api, "Linear: a projection has no part");
   size_t given = 0;
   OrtStatus *status = ORT(k->api, KernelInfo_GetInputCount)(info, &given);
   if (status) return status;
-  if (given != input || given_scales != planes) return flrc_refuse(k->api, "Linear: there are more planes than parts name");
+  if (given != input || given_scales != planes) return refuse(k->api, "Linear: there are more planes than parts name");
   k->ranks = (int32_t)ranks;
   k->apart = (int32_t)apart;
   return NULL;
@@ -157,17 +121,17 @@ static OrtStatus *take_prologue(flrc_linear_kernel *k, const OrtKernelInfo *info
   if (!status) status = is_there(api, info, IN_BIAS, &bias);
   if (!status) status = is_there(api, info, IN_START, &k->start);
   if (!status && post_norm) {
-    status = take(api, info, IN_POST_NORM, ORT_FLOAT, (size_t)k->columns, &data);
+    status = take_constant(api, info, IN_POST_NORM, ORT_FLOAT, (size_t)k->columns, &data);
     k->post_norm = data;
   }
   if (!status && norm) {
-    status = take(api, info, IN_NORM, ORT_FLOAT, (size_t)k->columns, &data);
+    status = take_constant(api, info, IN_NORM, ORT_FLOAT, (size_t)k->columns, &data);
     k->norm = data;
   }
   if (!status && (norm || post_norm)) {
     status = ORT(api, KernelInfoGetAttribute_float)(info, "epsilon", &k->epsilon);
     if (!status && !(k->epsilon >= 1e-30f && k->epsilon <= 1e9f))
-      status = flrc_refuse(api, "Linear: epsilon must be positive");
+      status = refuse(api, "Linear: epsilon must be positive");
   }
   if (!status && k->gate) {
     char activation[16] = "";
@@ -175,7 +139,7 @@ static OrtStatus *take_prologue(flrc_linear_kernel *k, const OrtKernelInfo *info
     status = ORT(api, KernelInfoGetAttribute_string)(info, "activation", activation, &size);
     k->gelu = !status && strcmp(activation, "gelu_tanh") == 0;
     if (!status && !k->gelu && strcmp(activation, "silu") != 0)
-      status = flrc_refuse(api, "Linear: activation must be silu or gelu_tanh");
+      status = refuse(api, "Linear: activation must be silu or gelu_tanh");
   }
   if (status || !bias) return status;
   size_t rows = 0, filled = 0;
@@ -183,9 +147,9 @@ static OrtStatus *take_prologue(flrc_linear_kernel *k, const OrtKernelInfo *info
     rows += (size_t)k->rows[i];
     filled += FLRC_ROWS * (size_t)flrc_groups(k->rows[i]);
   }
-  if ((status = take(api, info, IN_BIAS, ORT_FLOAT, rows, &data))) return status;
+  if ((status = take_constant(api, info, IN_BIAS, ORT_FLOAT, rows, &data))) return status;
   k->bias = calloc(filled, sizeof *k->bias);
-  if (!k->bias) return flrc_refuse(api, "out of memory");
+  if (!k->bias) return refuse(api, "out of memory");
   const float *from = data;
   float *to = k->bias;
   for (int32_t i = 0; i < k->projections; i++) {
@@ -228,7 +192,7 @@ static OrtStatus *cut(flrc_linear_kernel *k, int pass) {
     }
   size_t piece = all / PIECES < LEAST_PIECE ? LEAST_PIECE : all / PIECES < MOST_PIECE ? all / PIECES : MOST_PIECE;
   k->pieces[pass] = calloc(most + 1, sizeof(flrc_piece));
-  if (!k->pieces[pass]) return flrc_refuse(k->api, "out of memory");
+  if (!k->pieces[pass]) return refuse(k->api, "out of memory");
   for (int32_t i = 0; i < k->count; i++) {
     if (!product_of(k, pass, i, &groups, &bytes)) continue;
     int32_t each = (int32_t)(piece / bytes) < 1 ? 1 : (int32_t)(piece / bytes);
@@ -249,26 +213,26 @@ static OrtStatus *build(flrc_linear_kernel *k, const OrtKernelInfo *info) {
   if (!status) status = integers_of(api, info, "rows", &k->rows, &rows);
   if (!status) status = integers_of(api, info, "parts", &numbers, &parts);
   if (!status) status = ORT(api, KernelInfoGetAttributeArray_float)(info, "scales", NULL, &count);
-  if (!status && !(scales = calloc(count + 1, sizeof *scales))) status = flrc_refuse(api, "out of memory");
+  if (!status && !(scales = calloc(count + 1, sizeof *scales))) status = refuse(api, "out of memory");
   if (!status) status = ORT(api, KernelInfoGetAttributeArray_float)(info, "scales", scales, &count);
   if (!status) status = ORT(api, KernelInfo_GetOutputCount)(info, &outputs);
   if (!status) status = is_there(api, info, IN_RESIDUAL, &k->residual);
-  if (!status && (columns < 1 || columns > 1 << 20)) status = flrc_refuse(api, "Linear: columns must be 1 to 2^20");
+  if (!status && (columns < 1 || columns > 1 << 20)) status = refuse(api, "Linear: columns must be 1 to 2^20");
   if (!status && (rows < 1 || rows > FLRC_MOST_OUTPUTS || outputs != rows + k->residual))
-    status = flrc_refuse(api, "Linear: rows must name every output but the sum that a residual makes");
+    status = refuse(api, "Linear: rows must name every output but the sum that a residual makes");
   for (size_t i = 0; !status && i < rows; i++)
-    if (k->rows[i] < 1 || k->rows[i] > 1 << 24) status = flrc_refuse(api, "Linear: rows must be 1 to 2^24");
+    if (k->rows[i] < 1 || k->rows[i] > 1 << 24) status = refuse(api, "Linear: rows must be 1 to 2^24");
   if (!status && (parts < 6 || parts % 6 || parts > 6 * 1024))
-    status = flrc_refuse(api, "Linear: parts are six numbers each");
+    status = refuse(api, "Linear: parts are six numbers each");
   for (size_t i = 0; !status && i < count; i++)
-    if (!(scales[i] > 0 && scales[i] < 1e9f)) status = flrc_refuse(api, "Linear: scales must be positive");
+    if (!(scales[i] > 0 && scales[i] < 1e9f)) status = refuse(api, "Linear: scales must be positive");
   if (!status) {
     k->columns = (int32_t)columns;
     k->blocks = flrc_blocks(columns);
     k->projections = (int32_t)rows;
     k->count = (int32_t)(parts / 6);
     k->parts = calloc((size_t)k->count, sizeof *k->parts);
-    status = k->parts ? take_parts(k, info, numbers, scales, count) : flrc_refuse(api, "out of memory");
+    status = k->parts ? take_parts(k, info, numbers, scales, count) : refuse(api, "out of memory");
   }
   if (!status) status = take_prologue(k, info);
   for (int pass = 0; !status && pass < 2; pass++) status = cut(k, pass);
@@ -280,12 +244,12 @@ static OrtStatus *build(flrc_linear_kernel *k, const OrtKernelInfo *info) {
 OrtStatus *flrc_linear_create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **out) {
   (void)op;
   flrc_linear_kernel *k = calloc(1, sizeof *k);
-  if (!k) return flrc_refuse(api, "out of memory");
+  if (!k) return refuse(api, "out of memory");
   flrc_scratch_join();
   k->api = api;
   k->isa = flrc_best_isa();
   OrtStatus *status =
-      k->isa ? build(k, info) : flrc_refuse(api, "FLRC_EDGE_ISA names no instruction set of this machine");
+      k->isa ? build(k, info) : refuse(api, "FLRC_EDGE_ISA names no instruction set of this machine");
   if (status) {
     flrc_linear_destroy(k);
     k = NULL;

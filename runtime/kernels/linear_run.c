@@ -213,7 +213,7 @@ static OrtStatus *all_products(const OrtKernelContext *context, run *r) {
     if (!status) status = spread(context, second_products, (size_t)k->made[1], r);
   }
   if (!status) status = spread(context, finish_token, tokens, r);
-  if (!status && atomic_load(&r->infinite)) status = flrc_refuse(k->api, "Linear: x holds a value that is not finite");
+  if (!status && atomic_load(&r->infinite)) status = refuse(k->api, "Linear: x holds a value that is not finite");
   return status;
 }
 
@@ -248,36 +248,14 @@ static size_t lay_out(run *r, uint8_t *memory, size_t tokens) {
   return used;
 }
 
-typedef struct {
-  int64_t dimensions[8];
-  size_t axes, count;
-  void *data;
-} tensor;
-
-static OrtStatus *input_of(const flrc_linear_kernel *k, const OrtKernelContext *context, size_t index, tensor *out) {
-  const OrtApi *api = k->api;
-  const OrtValue *value = NULL;
-  OrtTensorTypeAndShapeInfo *shape = NULL;
-  OrtStatus *status = ORT(api, KernelContext_GetInput)(context, index, &value);
-  if (!status && !value) status = flrc_refuse(api, "Linear: an input is missing");
-  if (!status) status = ORT(api, GetTensorTypeAndShape)(value, &shape);
-  if (status) return status;
-  status = ORT(api, GetDimensionsCount)(shape, &out->axes);
-  if (!status && out->axes > 8) status = flrc_refuse(api, "Linear: an input has too many axes");
-  if (!status) status = ORT(api, GetDimensions)(shape, out->dimensions, out->axes);
-  if (!status) status = ORT(api, GetTensorShapeElementCount)(shape, &out->count);
-  ((void (*const *)(OrtTensorTypeAndShapeInfo *))(const void *)api)[FLRC_ORT_RELEASE_SHAPE](shape);
-  return status ? status : ORT(api, GetTensorMutableData)(value, &out->data);
-}
-
 /* An optional input of x's shape. */
 static OrtStatus *like_x(const flrc_linear_kernel *k, const OrtKernelContext *context, size_t index, const tensor *x,
                          const float **out) {
   tensor found = {0};
-  OrtStatus *status = input_of(k, context, index, &found);
+  OrtStatus *status = input_of(k->api, context, index, &found);
   if (status) return status;
-  if (found.axes != x->axes || memcmp(found.dimensions, x->dimensions, x->axes * sizeof *x->dimensions) != 0)
-    return flrc_refuse(k->api, "Linear: residual and gate must have the shape of x");
+  if (found.axes != x->axes || memcmp(found.size, x->size, (size_t)x->axes * sizeof *x->size) != 0)
+    return refuse(k->api, "Linear: residual and gate must have the shape of x");
   *out = found.data;
   return NULL;
 }
@@ -285,24 +263,23 @@ static OrtStatus *like_x(const flrc_linear_kernel *k, const OrtKernelContext *co
 /* The position that `start` names, of so many. */
 static OrtStatus *start_of(const flrc_linear_kernel *k, const OrtKernelContext *context, size_t positions, size_t *start) {
   tensor found = {0};
-  OrtStatus *status = input_of(k, context, IN_START, &found);
+  OrtStatus *status = input_of(k->api, context, IN_START, &found);
   if (status) return status;
-  if (found.count != 1) return flrc_refuse(k->api, "Linear: start must be one number");
+  if (found.count != 1) return refuse(k->api, "Linear: start must be one number");
   int64_t given = 0;
   memcpy(&given, found.data, sizeof given);
   if (given < -(int64_t)positions || given > (int64_t)positions)
-    return flrc_refuse(k->api, "Linear: start is no position of x");
+    return refuse(k->api, "Linear: start is no position of x");
   *start = (size_t)(given < 0 ? given + (int64_t)positions : given);
   return NULL;
 }
 
-static OrtStatus *output_of(const flrc_linear_kernel *k, OrtKernelContext *context, size_t index, tensor *like, int64_t rows,
-                            float **out) {
-  OrtValue *value = NULL;
+/* An output of x's shape but for its columns. */
+static OrtStatus *with_columns(const flrc_linear_kernel *k, OrtKernelContext *context, size_t index, tensor *x, int64_t columns,
+                               float **out) {
   void *data = NULL;
-  like->dimensions[like->axes - 1] = rows;
-  OrtStatus *status = ORT(k->api, KernelContext_GetOutput)(context, index, like->dimensions, like->axes, &value);
-  if (!status) status = ORT(k->api, GetTensorMutableData)(value, &data);
+  x->size[x->axes - 1] = columns;
+  OrtStatus *status = output_of(k->api, context, index, x->size, (size_t)x->axes, &data);
   *out = data;
   return status;
 }
@@ -311,30 +288,30 @@ static OrtStatus *output_of(const flrc_linear_kernel *k, OrtKernelContext *conte
 static OrtStatus *open(run *r, OrtKernelContext *context, size_t *tokens) {
   const flrc_linear_kernel *k = r->k;
   tensor x = {0};
-  OrtStatus *status = input_of(k, context, IN_X, &x);
+  OrtStatus *status = input_of(k->api, context, IN_X, &x);
   if (status) return status;
-  if (x.axes < 1 || x.dimensions[x.axes - 1] != k->columns)
-    return flrc_refuse(k->api, "Linear: x does not have the columns it says");
+  if (x.axes < 1 || x.size[x.axes - 1] != k->columns)
+    return refuse(k->api, "Linear: x does not have the columns it says");
   *tokens = x.count / (size_t)k->columns;
-  if (*tokens > 1 << 20) return flrc_refuse(k->api, "Linear: x has too many rows");
+  if (*tokens > 1 << 20) return refuse(k->api, "Linear: x has too many rows");
   flrc_prologue p = {.x = x.data, .post_norm = k->post_norm, .norm = k->norm, .columns = k->columns,
                      .epsilon = k->epsilon, .gelu = k->gelu};
   if (k->gate && (status = like_x(k, context, IN_GATE, &x, &p.gate))) return status;
   if (k->residual && (status = like_x(k, context, IN_RESIDUAL, &x, &p.residual))) return status;
   if (k->start) {
     size_t start = 0, columns = (size_t)k->columns;
-    if (x.axes < 2 || x.dimensions[x.axes - 2] != (int64_t)*tokens)
-      return flrc_refuse(k->api, "Linear: with start, x must be one sequence");
+    if (x.axes < 2 || x.size[x.axes - 2] != (int64_t)*tokens)
+      return refuse(k->api, "Linear: with start, x must be one sequence");
     if ((status = start_of(k, context, *tokens, &start))) return status;
     *tokens -= start;
-    x.dimensions[x.axes - 2] = (int64_t)*tokens;
+    x.size[x.axes - 2] = (int64_t)*tokens;
     p.x += start * columns;
     p.gate = onward(p.gate, start * columns);
     p.residual = onward(p.residual, start * columns);
   }
   for (int32_t i = 0; !status && i < k->projections; i++)
-    status = output_of(k, context, (size_t)i, &x, k->rows[i], r->written + i);
-  if (!status && k->residual) status = output_of(k, context, (size_t)k->projections, &x, k->columns, &p.sum);
+    status = with_columns(k, context, (size_t)i, &x, k->rows[i], r->written + i);
+  if (!status && k->residual) status = with_columns(k, context, (size_t)k->projections, &x, k->columns, &p.sum);
   r->prologue = p;
   return status;
 }
@@ -359,7 +336,7 @@ OrtStatus *flrc_linear_compute(void *kernel, OrtKernelContext *context) {
   at_once = at_once < 8 ? 8 : at_once > MOST_TOKENS ? MOST_TOKENS : at_once;
   if (at_once > tokens) at_once = tokens;
   uint8_t *memory = flrc_scratch_take(lay_out(&r, NULL, at_once));
-  if (!memory) return flrc_refuse(r.k->api, "out of memory");
+  if (!memory) return refuse(r.k->api, "out of memory");
   for (size_t from = 0; !status && from < tokens; from += at_once) {
     lay_out(&r, memory, tokens - from < at_once ? tokens - from : at_once);
     for (int32_t i = 0; i < r.k->projections; i++)

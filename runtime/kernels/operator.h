@@ -39,9 +39,9 @@ static inline void maybe_integer(const OrtApi *api, const OrtKernelInfo *info, c
   else *out = found;
 }
 
-/* A tensor's shape and data; with more than 4 axes, axes is -1. */
+/* A tensor's shape and data; with more than 8 axes, axes is -1. */
 typedef struct {
-  int64_t axes, size[4];
+  int64_t axes, size[8];
   size_t count;
   void *data; /* NULL where an optional input is not given */
 } tensor;
@@ -55,8 +55,8 @@ static inline OrtStatus *tensor_of(const OrtApi *api, const OrtValue *value, ten
   OrtStatus *status = ORT(api, GetTensorTypeAndShape)(value, &shape);
   if (status) return status;
   status = ORT(api, GetDimensionsCount)(shape, &axes);
-  out->axes = axes <= 4 ? (int64_t)axes : -1;
-  if (!status && axes <= 4) status = ORT(api, GetDimensions)(shape, out->size, axes);
+  out->axes = axes <= 8 ? (int64_t)axes : -1;
+  if (!status && axes <= 8) status = ORT(api, GetDimensions)(shape, out->size, axes);
   if (!status) status = ORT(api, GetTensorShapeElementCount)(shape, &out->count);
   ORT_RELEASE(api, FLRC_ORT_RELEASE_SHAPE)(shape);
   return status ? status : ORT(api, GetTensorMutableData)(value, &out->data);
@@ -75,9 +75,9 @@ static inline OrtStatus *output_of(const OrtApi *api, OrtKernelContext *context,
   return status ? status : ORT(api, GetTensorMutableData)(value, data);
 }
 
-/* Takes a tensor: constant bytes, so many, aligned as the kernels read them. */
-static inline OrtStatus *take_bytes(const OrtApi *api, const OrtKernelInfo *info, size_t input, size_t wanted,
-                                    const uint8_t **out) {
+/* Takes a constant of the model, so many numbers of a type. */
+static inline OrtStatus *take_constant(const OrtApi *api, const OrtKernelInfo *info, size_t input, int wanted_type,
+                                       size_t wanted, const void **out) {
   const OrtValue *value = NULL;
   OrtTensorTypeAndShapeInfo *shape = NULL;
   int constant = 0, type = 0;
@@ -85,15 +85,25 @@ static inline OrtStatus *take_bytes(const OrtApi *api, const OrtKernelInfo *info
   void *data = NULL;
   OrtStatus *status = ORT(api, KernelInfoGetConstantInput_tensor)(info, input, &constant, &value);
   if (status) return status;
-  if (!constant || !value) return refuse(api, "flrc: tiles must be a constant of the model");
+  if (!constant || !value) return refuse(api, "flrc: tiles, norms and biases must be constants of the model");
   if ((status = ORT(api, GetTensorTypeAndShape)(value, &shape))) return status;
   status = ORT(api, GetTensorElementType)(shape, &type);
   if (!status) status = ORT(api, GetTensorShapeElementCount)(shape, &size);
   ORT_RELEASE(api, FLRC_ORT_RELEASE_SHAPE)(shape);
   if (!status) status = ORT(api, GetTensorMutableData)(value, &data);
   if (status) return status;
-  if (type != ORT_UINT8) return refuse(api, "flrc: tiles must be uint8");
+  if (type != wanted_type) return refuse(api, "flrc: tiles must be uint8, norms and biases float");
   if (size != wanted) return refuse(api, "flrc: a tensor does not have the size that rows, columns and width make");
+  *out = data;
+  return NULL;
+}
+
+/* Takes a plane's tiles, aligned as the kernels read them. */
+static inline OrtStatus *take_tiles(const OrtApi *api, const OrtKernelInfo *info, size_t input, size_t wanted,
+                                    const uint8_t **out) {
+  const void *data = NULL;
+  OrtStatus *status = take_constant(api, info, input, ORT_UINT8, wanted, &data);
+  if (status) return status;
   if ((uintptr_t)data % FLRC_LINE) return refuse(api, "flrc: tiles must begin at a multiple of 64 bytes");
   *out = data;
   return NULL;
