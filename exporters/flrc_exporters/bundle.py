@@ -24,7 +24,7 @@ from .architectures import DecoderConfig, checkpoint_tensors
 from .chat_frames import write_frames
 from .genai import eos_tokens, genai_config
 from .layout import group_layouts
-from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat, rounded_plan
+from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat, default_dtype, rounded_plan
 from .own_form import build_own_stage, own_bytes_read
 from .parity import check_graph, check_static_graph, check_values
 from .refit import RefittedTensors
@@ -60,9 +60,9 @@ def export(
     Args:
         checkpoint: What ``compress`` wrote.
         output: The bundle folder; published by one rename, or left as it was.
-        dtype: Number format of a float checkpoint's projections, int4 by default, int4/128 for instance with longer
-            blocks (no row is padded: NumberFormat.fitted); integers are rounded to nearest.
-            A checkpoint of integers is laid out as it is.
+        dtype: Number format of a float checkpoint's projections; by default int4, or int8 if it holds pivoted factors;
+            int4/128 for instance has longer blocks (no row is padded: NumberFormat.fitted); integers are rounded to
+            nearest. A checkpoint of integers is laid out as it is.
         head: Number format of embedding and head, or None for the one of ``dtype``.
         context: Positions (tokens) a conversation may have, or None for the model's own, at most 4096 (with ``prefill``
             1024, since every step looks at all of them).
@@ -172,9 +172,10 @@ def _formats(written: Manifest, dtype: Dtype | None, head: Dtype | None) -> tupl
                 hint="leave out --dtype and --head, or compress with --dtype float",
             )
         return written.dtype, written.plan
-    chosen = NumberFormat.named(dtype or "int4")
+    dtype = dtype or default_dtype(written.plan)
+    chosen = NumberFormat.named(dtype)
     embedding = (NumberFormat.named(head) if head else chosen).fitted(written.model.hidden_size).name
-    return dtype or "int4", rounded_plan(written.plan, chosen, embedding=embedding)
+    return dtype, rounded_plan(written.plan, chosen, embedding=embedding)
 
 
 def _write_graph(path: Path, model: Any, weights: WeightFile, form: GraphForm) -> list[Stored]:

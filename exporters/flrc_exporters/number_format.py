@@ -133,6 +133,12 @@ def rounded_plan(plan: RankPlan, wanted: NumberFormat, *, embedding: str) -> Ran
     return replace(plan, projections=projections, embedding=embedding)
 
 
+def default_dtype(plan: RankPlan) -> Dtype:
+    """Return the number format that floats are best rounded to if none is asked: pivoted factors take 8 bits only."""
+    pivoted = any(p.storage == "pivoted" and not p.dense for p in plan.projections)
+    return "int8" if pivoted else "int4"
+
+
 @dataclass(frozen=True)
 class Formats:
     """Number format of embedding and head; those of the projections are in the plan, but for ``accuracy_level``."""

@@ -31,8 +31,8 @@ LEVELS: dict[str, AccuracyLevel] = {"0": 0, "4": 4}
 @click.option(
     "--dtype",
     type=DTYPES,
-    help="Number format of a checkpoint of floats; default: int4, rounded to nearest. int4/128 has one scale in 128 "
-    "inputs instead of 32.",
+    help="Number format of a checkpoint of floats, rounded to nearest; default: int4, or int8 if it holds pivoted "
+    "factors. int4/128 has one scale in 128 inputs instead of 32.",
 )
 @click.option("--head", type=DTYPES, help="Number format of embedding and head; default: that of --dtype.")
 @click.option(
@@ -114,6 +114,7 @@ def command(
     nearest, without compensating the error.
     """
     from flrc_exporters.bundle import export
+    from flrc_exporters.number_format import default_dtype
     from flrc_runtime.manifest import read
 
     if target is not None and graph == "own":
@@ -138,13 +139,10 @@ def command(
         )
         return
     quiet = bool((ctx.find_root().params or {}).get("quiet"))
-    if (
-        dtype != "fp32"
-        and graph in ("own", "stock")
-        and not quiet
-        and not read(checkpoint, "checkpoint").plan.embedding
-    ):
-        click.echo(f"{dtype or 'int4'}: weights are rounded to nearest", err=True)
+    if dtype != "fp32" and graph in ("own", "stock") and not quiet:
+        plan = read(checkpoint, "checkpoint").plan
+        if not plan.embedding:
+            click.echo(f"{dtype or default_dtype(plan)}: weights are rounded to nearest", err=True)
     if graph == "static" and prefill is None:
         prefill = 32
     options = {

@@ -323,7 +323,7 @@ def test_target_size_is_met_from_below(large: Any, tmp_path: Path, dtype: Any, b
     )
     export(tmp_path / "c", tmp_path / "b", dtype="fp32" if dtype == "float" else None)
     size = (tmp_path / "b" / "weights.bin").stat().st_size
-    assert 0.98 * target <= size <= target
+    assert 0.94 * target <= size <= target
     if dtype != "float":
         assert size == file_size(large.config, written.plan, context=large.config.export_context())
 
