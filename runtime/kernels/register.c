@@ -18,6 +18,7 @@ static const OrtCustomOp *const ALL[] = {&flrc_linear, &flrc_embedding, &flrc_at
 FLRC_EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base);
 FLRC_EXPORT int flrc_kernels_version(void);
 FLRC_EXPORT const char *flrc_kernels_isa(void);
+FLRC_EXPORT int Java_dev_flrc_engine_decode_Kernels_version(void *environment, void *type);
 
 OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
   const OrtApi *api = base->get_api(FLRC_ORT_VERSION);
@@ -30,6 +31,12 @@ OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base)
 }
 
 int flrc_kernels_version(void) { return FLRC_KERNELS_VERSION; }
+
+/* The same for a JVM, which calls no function of another name (android_demo). */
+int Java_dev_flrc_engine_decode_Kernels_version(void *environment, void *type) {
+  (void)environment, (void)type;
+  return FLRC_KERNELS_VERSION;
+}
 
 /* The instruction set in use; NULL if FLRC_EDGE_ISA names none of this machine. */
 const char *flrc_kernels_isa(void) {

@@ -6,7 +6,8 @@ import re
 import struct
 from dataclasses import dataclass
 
-EXPORTS = frozenset({"RegisterCustomOps", "flrc_kernels_version", "flrc_kernels_isa"})
+JAVA = "Java_dev_flrc_engine_decode_Kernels_version"
+EXPORTS = frozenset({"RegisterCustomOps", "flrc_kernels_version", "flrc_kernels_isa", JAVA})
 _MACHINES = {62: "x86_64", 183: "aarch64", 0x01000007: "x86_64", 0x0100000C: "aarch64", 0x8664: "x86_64"}
 
 _LINKERS = {"_mh_dylib_header", "__dso_handle"}  # in every library of macOS
