@@ -73,6 +73,11 @@ public final class Fields {
         return (int) whole(name, least, Integer.MAX_VALUE);
     }
 
+    /** The same; {@code otherwise} if the field is not there. */
+    public int count(String name, int least, int otherwise) throws FormatException {
+        return values.containsKey(name) ? count(name, least) : otherwise;
+    }
+
     public double real(String name) throws FormatException {
         Object value = values.get(name);
         if (!(value instanceof Number)) {

@@ -4,6 +4,7 @@ import java.io.File;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.Map;
@@ -11,8 +12,8 @@ import java.util.Set;
 
 /**
  * What a stage graph may hold, looked at before onnxruntime's parser and kernels see the file: only the operators that
- * {@code export} writes, no graph inside an operator, no function, and weights in the bundle's one file of weights. The same
- * as the Python runtime's graph_file.py; field numbers are those of onnx.proto.
+ * {@code export} writes, either our own or onnxruntime's, no graph inside an operator, no function, and weights in the
+ * bundle's one file of weights. The same as the Python runtime's graph_file.py; field numbers are those of onnx.proto.
  */
 final class GraphFile {
     static final String WEIGHTS = "weights.bin";
@@ -22,6 +23,7 @@ final class GraphFile {
     private static final Set<String> MICROSOFT = new HashSet<>(Arrays.asList(
         "FusedMatMul", "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "QuickGelu", "RotaryEmbedding",
         "SkipSimplifiedLayerNormalization"));
+    private static final Set<String> OWN = new HashSet<>(Arrays.asList("Attention", "Embedding", "Linear"));
     private static final int MODEL_GRAPH = 7;
     private static final int MODEL_TRAINING = 20;
     private static final int MODEL_FUNCTIONS = 25;
@@ -44,8 +46,9 @@ final class GraphFile {
      * Refuses a graph that holds what {@code export} does not write.
      *
      * @param weightBytes size of the file that its weights lie in
+     * @param own whether it consists of our own operators, or of onnxruntime's
      */
-    static void check(File graph, long weightBytes) throws FormatException {
+    static void check(File graph, long weightBytes, boolean own) throws FormatException {
         try {
             byte[] data = Files.readAllBytes(graph.toPath());
             ProtobufReader model = new ProtobufReader(data, 0, data.length);
@@ -56,7 +59,7 @@ final class GraphFile {
                 }
                 if (model.number() == MODEL_GRAPH && model.isBytes()) {
                     graphs++;
-                    checkGraph(model.message(), weightBytes);
+                    checkGraph(model.message(), weightBytes, own);
                 }
             }
             if (graphs != 1) {
@@ -69,20 +72,20 @@ final class GraphFile {
         }
     }
 
-    private static void checkGraph(ProtobufReader graph, long weightBytes) throws FormatException {
+    private static void checkGraph(ProtobufReader graph, long weightBytes, boolean own) throws FormatException {
         while (graph.next()) {
             if (graph.number() == GRAPH_SPARSE_INITIALIZER) {
                 throw new FormatException("it holds sparse weights");
             }
             if (graph.number() == GRAPH_NODE && graph.isBytes()) {
-                checkNode(graph.message());
+                checkNode(graph.message(), own);
             } else if (graph.number() == GRAPH_INITIALIZER && graph.isBytes()) {
                 checkTensor(graph.message(), weightBytes);
             }
         }
     }
 
-    private static void checkNode(ProtobufReader node) throws FormatException {
+    private static void checkNode(ProtobufReader node, boolean own) throws FormatException {
         String kind = "";
         String domain = "";
         while (node.next()) {
@@ -97,9 +100,22 @@ final class GraphFile {
                 checkAttribute(node.message());
             }
         }
-        boolean standard = domain.isEmpty() || domain.equals("ai.onnx");
-        if (!(standard ? STANDARD.contains(kind) : domain.equals("com.microsoft") && MICROSOFT.contains(kind))) {
+        if (!known(domain, own).contains(kind)) {
             throw new FormatException("the operator " + (domain.isEmpty() ? "" : domain + ".") + kind + " is not known");
+        }
+    }
+
+    private static Set<String> known(String domain, boolean own) {
+        switch (domain) {
+            case "":
+            case "ai.onnx":
+                return own ? Collections.emptySet() : STANDARD;
+            case "com.microsoft":
+                return own ? Collections.emptySet() : MICROSOFT;
+            case "flrc":
+                return own ? OWN : Collections.emptySet();
+            default:
+                return Collections.emptySet();
         }
     }
 

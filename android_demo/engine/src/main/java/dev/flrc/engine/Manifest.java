@@ -13,8 +13,9 @@ import java.util.Map;
  * <p>{@link #read} and {@link #verify} refuse what the Python runtime refuses.
  */
 public final class Manifest {
-    /** The version of the format that this engine reads. */
-    public static final int SCHEMA_VERSION = 2;
+    /** The first and the last version of the format that this engine reads: the first has no operators of our own. */
+    static final int OLDEST_SCHEMA = 2;
+    static final int SCHEMA_VERSION = 3;
     static final String FILE_NAME = "flrc.json";
     static final String CARD = "README.md";
     static final int MAX_STAGES = 64;
@@ -61,6 +62,8 @@ public final class Manifest {
     /** Number format of the projections. */
     public final String dtype;
     public final List<Stage> stages;
+    /** Version of our own operators that the graphs consist of; 0: onnxruntime's. */
+    public final int operators;
     /** Number of answer tokens at which decoding moves on; one less than there are stages. */
     public final int[] boundaries;
     final Map<String, Listed> files;
@@ -96,6 +99,7 @@ public final class Manifest {
             throw new FormatException(FILE_NAME + ": a bundle has 1 to " + MAX_STAGES + " stages");
         }
         stages = Collections.unmodifiableList(found);
+        operators = raw.count("operators", 0, 0);
         boundaries = raw.object("schedule").counts("boundaries", 1);
         if (boundaries.length != stages.size() - 1) {
             throw new FormatException(
@@ -157,12 +161,13 @@ public final class Manifest {
             throw new FormatException(name + ": " + FILE_NAME + " is a link");
         }
         Fields raw = Fields.of(BundleFiles.readJson(new File(folder, FILE_NAME)), FILE_NAME);
-        if (raw.whole("schema_version", 0, Integer.MAX_VALUE) != SCHEMA_VERSION) {
-            throw new FormatException(name + " was written in format " + raw.count("schema_version", 0)
-                + ", this engine reads " + SCHEMA_VERSION, "export the bundle with this version of flrc-edge");
+        int schema = raw.count("schema_version", 0);
+        if (schema < OLDEST_SCHEMA || schema > SCHEMA_VERSION) {
+            throw new FormatException(name + " was written in format " + schema + ", this engine reads " + OLDEST_SCHEMA
+                + " and " + SCHEMA_VERSION, "export the bundle with this version of flrc-edge");
         }
-        raw.only("kind", "model", "plan", "schedule", "dtype", "factorization", "calibration", "stages", "versions",
-            "files", "schema_version");
+        raw.only("kind", "model", "plan", "schedule", "dtype", "factorization", "calibration", "stages", "operators",
+            "versions", "files", "schema_version");
         if (!raw.text("kind").equals("bundle")) {
             throw new FormatException(name + " is a " + raw.text("kind") + ", not a bundle",
                 "flrc-edge export writes a bundle");
@@ -200,7 +205,7 @@ public final class Manifest {
         }
         long weightBytes = manifest.files.get(GraphFile.WEIGHTS).size;
         for (Stage stage : manifest.stages) {
-            GraphFile.check(BundleFiles.resolveInside(folder, stage.graph), weightBytes);
+            GraphFile.check(BundleFiles.resolveInside(folder, stage.graph), weightBytes, manifest.operators != 0);
         }
         return manifest;
     }

@@ -12,6 +12,7 @@ final class ProtobufReader {
     private final byte[] data;
     private final int end;
     private int at;
+    private int place;
     private int begin;
     private int number;
     private boolean bytes;
@@ -27,6 +28,7 @@ final class ProtobufReader {
         if (at >= end) {
             return false;
         }
+        place = at;
         long tag = varint();
         if (tag >>> 3 == 0 || tag >>> 3 > 1 << 29) {
             throw damaged();
@@ -57,6 +59,11 @@ final class ProtobufReader {
         begin = at;
         at += (int) size;
         return true;
+    }
+
+    /** Where the field begins, its number included. */
+    int place() {
+        return place;
     }
 
     int number() {

@@ -29,9 +29,9 @@ public final class Sampler {
      * @param logits {@code [vocab]}, not changed
      * @param stage that computed them, for the error message
      * @param position of the token they follow
-     * @throws FlrcException a logit is not finite
+     * @throws NumericalException a logit is not finite
      */
-    public int next(FloatBuffer logits, int stage, int position) throws FlrcException {
+    public int next(FloatBuffer logits, int stage, int position) throws NumericalException {
         int vocab = logits.capacity();
         if (scores.length != vocab) {
             scores = new float[vocab];
@@ -43,8 +43,8 @@ public final class Sampler {
         for (int i = 0; i < vocab; i++) {
             float score = scores[i];
             if (Float.isNaN(score) || Float.isInfinite(score)) {
-                throw new FlrcException("stage " + stage + " gave logits that are not finite at position " + position,
-                    "import the bundle again; if it stays so, export it again");
+                throw new NumericalException(
+                    "stage " + stage + " gave logits that are not finite at position " + position);
             }
         }
         if (penalized) {

@@ -19,20 +19,18 @@ public final class AccuracyLevel {
     }
 
     /**
-     * A graph with another level at each of its operators.
+     * Sets the level of every operator of a graph.
      *
-     * @param graph a serialized ModelProto; it is left as it is
+     * @param graph a serialized ModelProto, which is changed
      * @param level from 0 to 4, as {@code MatMulNBits} defines them
      */
-    static byte[] set(byte[] graph, int level) {
-        byte[] changed = graph.clone();
+    static void set(byte[] graph, int level) {
         int after = ATTRIBUTE.length + 1;
-        for (int i = 0; i + after + KIND.length <= changed.length; i++) {
-            if (changed[i] == ATTRIBUTE[0] && equal(changed, i, ATTRIBUTE) && equal(changed, i + after, KIND)) {
-                changed[i + ATTRIBUTE.length] = (byte) level;
+        for (int i = 0; i + after + KIND.length <= graph.length; i++) {
+            if (graph[i] == ATTRIBUTE[0] && equal(graph, i, ATTRIBUTE) && equal(graph, i + after, KIND)) {
+                graph[i + ATTRIBUTE.length] = (byte) level;
             }
         }
-        return changed;
     }
 
     private static boolean equal(byte[] data, int at, byte[] wanted) {

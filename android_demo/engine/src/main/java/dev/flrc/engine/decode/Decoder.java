@@ -1,16 +1,18 @@
 package dev.flrc.engine.decode;
 
+import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import dev.flrc.engine.FlrcException;
+import dev.flrc.engine.LogitsStart;
 import dev.flrc.engine.Manifest;
+import dev.flrc.engine.NumericalException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.nio.LongBuffer;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashMap;
 import java.util.List;
@@ -24,7 +26,9 @@ import java.util.Map;
  */
 public final class Decoder implements AutoCloseable {
     private static final int MAX_CHUNK = 256;
-    private static final long MAX_LOGITS_BYTES = 64L << 20;
+    private static final long MAX_LOGITS_BYTES = 64L << 20; // of graphs that give those of every position
+    private static final long MAX_BUFFER_BYTES = Integer.MAX_VALUE - 64L; // that a direct buffer and onnxruntime take
+    private static final String NOT_FINITE = "a value that is not finite"; // how an error of our own operators ends
 
     private final StageSessions sessions;
     private final int context;
@@ -36,6 +40,7 @@ public final class Decoder implements AutoCloseable {
     private final LongBuffer id = longs(1);
     private final FloatBuffer logits;
     private final OnnxTensor idTensor;
+    private final OnnxTensor lastTensor; // the position that logits are wanted from: the last
     private final OnnxTensor logitsTensor;
     private int length;
 
@@ -53,10 +58,10 @@ public final class Decoder implements AutoCloseable {
         this.context = context;
         this.vocab = manifest.vocabSize;
         try {
-            long[] shape = {1, manifest.numKvHeads, context, manifest.headDim};
+            long[] shape = sessions.cacheShape(context);
             for (int layer = 0; layer < manifest.numLayers; layer++) {
                 for (String kind : new String[] {"key", "value"}) {
-                    OnnxTensor cache = floats(floats((int) (shape[1] * shape[2] * shape[3])), shape);
+                    OnnxTensor cache = cache(shape, manifest.operators != 0);
                     inputs.put("past_key_values." + layer + "." + kind, cache);
                     outputs.put("present." + layer + "." + kind, cache);
                 }
@@ -66,8 +71,9 @@ public final class Decoder implements AutoCloseable {
                 ones.put(i, 1);
             }
             idTensor = own(OnnxTensor.createTensor(sessions.environment(), id, new long[] {1, 1}));
+            lastTensor = own(OnnxTensor.createTensor(sessions.environment(), longs(1).put(0, -1), new long[] {1}));
             logits = floats(vocab);
-            logitsTensor = floats(logits, new long[] {1, 1, vocab});
+            logitsTensor = own(OnnxTensor.createTensor(sessions.environment(), logits, new long[] {1, 1, vocab}));
         } catch (OrtException e) {
             close();
             throw new FlrcException("there is no room for " + context + " positions: " + StageSessions.reason(e),
@@ -75,6 +81,9 @@ public final class Decoder implements AutoCloseable {
         } catch (OutOfMemoryError e) {
             close();
             throw new FlrcException("there is no room for " + context + " positions", "choose a shorter context");
+        } catch (FlrcException e) {
+            close();
+            throw e;
         }
     }
 
@@ -104,40 +113,36 @@ public final class Decoder implements AutoCloseable {
     }
 
     /**
-     * Feeds a prompt of at least one token; the logits of the next one, {@code [vocab]}.
+     * Feeds a prompt of at least one token, in chunks; the logits of the next one, {@code [vocab]}.
      *
-     * <p>The graphs can leave out logits of all positions but the last ({@code logits_start}); onnxruntime's Java API does
-     * not feed initializers, so here they are computed for every position of a chunk.
+     * <p>Graphs of earlier releases give logits of every position of a chunk, which has to be smaller then.
      */
     public FloatBuffer prefill(int[] ids, int stage) throws FlrcException {
-        int chunk = (int) Math.max(1, Math.min(MAX_CHUNK, MAX_LOGITS_BYTES / (4L * vocab)));
+        boolean lastOnly = sessions.get(stage).getInputNames().contains(LogitsStart.NAME);
+        int chunk = lastOnly ? MAX_CHUNK : (int) Math.max(1, Math.min(MAX_CHUNK, MAX_LOGITS_BYTES / (4L * vocab)));
         for (int start = 0; start < ids.length; start += chunk) {
             int count = Math.min(chunk, ids.length - start);
-            float[] all = feed(Arrays.copyOfRange(ids, start, start + count), stage);
-            logits.clear();
-            logits.put(all, (count - 1) * vocab, vocab);
-            logits.clear();
+            LongBuffer row = longs(count);
+            for (int i = 0; i < count; i++) {
+                row.put(i, ids[start + i]);
+            }
+            int rows = lastOnly ? 1 : count;
+            FloatBuffer out = lastOnly ? logits : floats(Math.multiplyExact(rows, vocab));
+            long[] shape = {1, rows, vocab};
+            try (OnnxTensor input = OnnxTensor.createTensor(sessions.environment(), row, new long[] {1, count});
+                OnnxTensor output = OnnxTensor.createTensor(sessions.environment(), out, shape)) {
+                run(input, count, stage, output);
+            } catch (OrtException e) {
+                throw failed(stage, count, e);
+            }
+            if (!lastOnly) {
+                out.position((rows - 1) * vocab);
+                logits.clear();
+                logits.put(out);
+                logits.clear();
+            }
         }
         return logits;
-    }
-
-    /** Feeds several tokens at once; the logits after each, {@code [ids, vocab]} row by row. */
-    public float[] feed(int[] ids, int stage) throws FlrcException {
-        LongBuffer row = longs(ids.length);
-        for (int i = 0; i < ids.length; i++) {
-            row.put(i, ids[i]);
-        }
-        FloatBuffer out = floats(Math.multiplyExact(ids.length, vocab));
-        long[] shape = {1, ids.length, vocab};
-        try (OnnxTensor input = OnnxTensor.createTensor(sessions.environment(), row, new long[] {1, ids.length});
-            OnnxTensor output = OnnxTensor.createTensor(sessions.environment(), out, shape)) {
-            run(input, ids.length, stage, output);
-        } catch (OrtException e) {
-            throw failed(stage, e);
-        }
-        float[] result = new float[out.capacity()];
-        out.get(result);
-        return result;
     }
 
     private void run(OnnxTensor ids, int count, int stage, OnnxTensor output) throws FlrcException {
@@ -147,26 +152,40 @@ public final class Decoder implements AutoCloseable {
         }
         OrtSession session = sessions.get(stage);
         inputs.put("input_ids", ids);
+        if (session.getInputNames().contains(LogitsStart.NAME)) {
+            inputs.put(LogitsStart.NAME, lastTensor);
+        } else {
+            inputs.remove(LogitsStart.NAME);
+        }
         outputs.put("logits", output);
         ones.position(0).limit(total);
         try (OnnxTensor mask = OnnxTensor.createTensor(sessions.environment(), ones, new long[] {1, total})) {
             inputs.put("attention_mask", mask);
             session.run(inputs, Collections.emptySet(), outputs).close();
         } catch (OrtException e) {
-            throw failed(stage, e);
+            throw failed(stage, count, e);
         } finally {
             ones.clear();
         }
         length = total;
     }
 
-    private FlrcException failed(int stage, OrtException error) {
-        return new FlrcException(
-            "stage " + stage + " failed at position " + length + ": " + StageSessions.reason(error));
+    private FlrcException failed(int stage, int count, OrtException error) {
+        String reason = StageSessions.reason(error);
+        int position = length + count - 1;
+        return reason.endsWith(NOT_FINITE)
+            ? new NumericalException("stage " + stage + " met a number that is not finite at position " + position)
+            : new FlrcException("stage " + stage + " failed at position " + position + ": " + reason);
     }
 
-    private OnnxTensor floats(FloatBuffer buffer, long[] shape) throws OrtException {
-        return own(OnnxTensor.createTensor(sessions.environment(), buffer, shape));
+    private OnnxTensor cache(long[] shape, boolean blocks) throws FlrcException, OrtException {
+        double bytes = (blocks ? 1.0 : 4.0) * shape[1] * shape[2] * shape[3];
+        if (bytes > MAX_BUFFER_BYTES) {
+            throw new FlrcException("there is no room for " + context + " positions", "choose a shorter context");
+        }
+        ByteBuffer buffer = direct((int) bytes);
+        return own(blocks ? OnnxTensor.createTensor(sessions.environment(), buffer, shape, OnnxJavaType.UINT8)
+            : OnnxTensor.createTensor(sessions.environment(), buffer.asFloatBuffer(), shape));
     }
 
     private OnnxTensor own(OnnxTensor tensor) {

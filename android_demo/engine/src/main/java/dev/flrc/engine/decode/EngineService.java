@@ -158,7 +158,8 @@ public final class EngineService implements AutoCloseable {
         int context = asked.has("context") ? asked.count("context", 2) : Math.min(found.contextLength, DEFAULT_CONTEXT);
         try {
             int threads = asked.has("threads") ? asked.count("threads", 0) : 0;
-            int resident = asked.has("resident") ? asked.count("resident", 0) : 1;
+            // Own operators read the mapped file: then all stages together take the memory of one.
+            int resident = asked.has("resident") ? asked.count("resident", 0) : found.operators == 0 ? 1 : 0;
             int level = asked.has("accuracy_level") ? asked.count("accuracy_level", 0) : AccuracyLevel.AS_EXPORTED;
             sessions = new StageSessions(folder, found, threads, resident, level);
             sessions.get(0);

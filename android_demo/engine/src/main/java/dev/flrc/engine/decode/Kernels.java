@@ -6,29 +6,38 @@ import dev.flrc.engine.FlrcException;
 import java.io.File;
 
 /**
- * The operator library (runtime/kernels), registered with every session where it is present: in an APK by its name, on a
- * desktop JVM the file that FLRC_EDGE_KERNELS names. Without it, graphs of onnxruntime's own operators still open.
+ * The operator library (runtime/kernels), which bundles of our own operators need: in an APK by its name, on a desktop JVM
+ * the file that FLRC_EDGE_KERNELS names.
  */
 final class Kernels {
     private static final String NAME = "flrc_kernels";
     private static final String FILE = "FLRC_EDGE_KERNELS";
+    private static final String REMEDY = "set " + FILE + " to the library that runtime/kernels/build.py made";
 
-    /** What onnxruntime opens; null if there is no library. It stays loaded: closed options close it under their session. */
+    /** What onnxruntime opens; null before the first use. It stays loaded: closed options close it under their session. */
     private static String loaded;
-    private static boolean looked;
 
     private Kernels() {}
 
     /**
-     * @throws FlrcException the library that is named cannot be loaded, or onnxruntime refuses it
+     * Lets sessions that are opened with these options know the operators.
+     *
+     * @param version of the operators that a bundle consists of
+     * @throws FlrcException the library is missing, cannot be loaded or is of another version, or onnxruntime refuses it
      */
-    static synchronized void register(OrtSession.SessionOptions options) throws FlrcException {
-        if (!looked) {
-            loaded = load(System.getenv(FILE));
-            looked = true;
-        }
+    static synchronized void register(OrtSession.SessionOptions options, int version) throws FlrcException {
         if (loaded == null) {
-            return;
+            loaded = load(System.getenv(FILE));
+        }
+        int found;
+        try {
+            found = version();
+        } catch (UnsatisfiedLinkError e) {
+            throw new FlrcException(loaded + " is no library of flrc-edge's operators", REMEDY);
+        }
+        if (found != version) {
+            throw new FlrcException("the bundle needs version " + version + " of the operators, the library here is of version "
+                + found, "export the bundle with the version of flrc-edge that this app is of");
         }
         try {
             options.registerCustomOpLibrary(loaded);
@@ -37,22 +46,22 @@ final class Kernels {
         }
     }
 
+    /** Of the loaded library (register.c). */
+    private static native int version();
+
     private static String load(String file) throws FlrcException {
-        if (file == null || file.isEmpty()) {
-            try {
-                System.loadLibrary(NAME);
-                return System.mapLibraryName(NAME);
-            } catch (UnsatisfiedLinkError e) {
-                return null;
-            }
-        }
+        boolean named = file != null && !file.isEmpty();
         try {
-            String path = new File(file).getAbsolutePath();
-            System.load(path);
-            return path;
+            if (named) {
+                String path = new File(file).getAbsolutePath();
+                System.load(path);
+                return path;
+            }
+            System.loadLibrary(NAME);
+            return System.mapLibraryName(NAME);
         } catch (UnsatisfiedLinkError e) {
-            throw new FlrcException(
-                "the operator library " + file + " cannot be loaded", "set " + FILE + " to the one that build.py made");
+            throw new FlrcException(named ? "the operator library " + file + " cannot be loaded"
+                : "the bundle needs the operator library, which is not here", REMEDY);
         }
     }
 }

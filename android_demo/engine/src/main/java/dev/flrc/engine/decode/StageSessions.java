@@ -1,11 +1,15 @@
 package dev.flrc.engine.decode;
 
+import ai.onnxruntime.NodeInfo;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtLoggingLevel;
 import ai.onnxruntime.OrtSession;
+import ai.onnxruntime.TensorInfo;
 import dev.flrc.engine.BundleFiles;
 import dev.flrc.engine.FlrcException;
+import dev.flrc.engine.FormatException;
+import dev.flrc.engine.LogitsStart;
 import dev.flrc.engine.Manifest;
 import dev.flrc.engine.VerificationException;
 import java.io.File;
@@ -18,10 +22,12 @@ import java.util.Map;
 /**
  * One onnxruntime session a stage, opened at first use.
  *
- * <p>Every open session has a copy of its stage's weights, so a phone keeps few: beyond {@code resident}, those that were
- * not used for longest are closed before another is opened, and a move between stages costs the opening.
+ * <p>Graphs of our own operators read their weights where the file is mapped, all stages the same bytes. Of onnxruntime's
+ * operators, every open session has a copy of its stage's weights, so a phone keeps few: beyond {@code resident}, those that
+ * were not used for longest are closed before another is opened, and a move between stages costs the opening.
  */
 public final class StageSessions implements AutoCloseable {
+    private static final int BLOCK_POSITIONS = 16; // that our own operators keep together
     /** Of a graph that is not opened as a file (onnxruntime_session_options_config_keys.h). */
     private static final String WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path";
 
@@ -90,7 +96,9 @@ public final class StageSessions implements AutoCloseable {
                 if (threads > 0) {
                     options.setIntraOpNumThreads(threads);
                 }
-                Kernels.register(options);
+                if (manifest.operators != 0) {
+                    Kernels.register(options, manifest.operators);
+                }
                 session = session(graph, options);
             } catch (OrtException e) {
                 throw new VerificationException(
@@ -101,17 +109,35 @@ public final class StageSessions implements AutoCloseable {
         return session;
     }
 
-    private OrtSession session(File graph, OrtSession.SessionOptions options) throws FlrcException, OrtException {
-        if (accuracyLevel == AccuracyLevel.AS_EXPORTED) {
-            return environment.createSession(graph.getPath(), options);
+    /**
+     * The shape of the keys, and of the values, of one layer for so many positions: floats, or blocks of bytes in graphs of
+     * our own operators. What a graph leaves open, the manifest says.
+     */
+    long[] cacheShape(int context) throws FlrcException, OrtException {
+        NodeInfo past = get(0).getInputInfo().get("past_key_values.0.key");
+        long[] shape = past != null && past.getInfo() instanceof TensorInfo
+            ? ((TensorInfo) past.getInfo()).getShape() : new long[0];
+        if (shape.length != 4) {
+            throw new FormatException(folder.getName() + ": stage 0 has no keys and values", "copy the bundle again");
         }
+        long rows = manifest.operators == 0 ? context : (context + BLOCK_POSITIONS - 1) / BLOCK_POSITIONS;
+        return new long[] {
+            1, shape[1] > 0 ? shape[1] : manifest.numKvHeads, rows, shape[3] > 0 ? shape[3] : manifest.headDim};
+    }
+
+    private OrtSession session(File graph, OrtSession.SessionOptions options) throws FlrcException, OrtException {
+        byte[] model;
         try {
-            byte[] changed = AccuracyLevel.set(Files.readAllBytes(graph.toPath()), accuracyLevel);
-            options.addConfigEntry(WEIGHTS_FOLDER, graph.getAbsoluteFile().getParent());
-            return environment.createSession(changed, options);
+            model = Files.readAllBytes(graph.toPath());
         } catch (IOException e) {
             throw new VerificationException(graph.getName() + " cannot be read", "copy the bundle again");
         }
+        LogitsStart.makeInput(model);
+        if (accuracyLevel != AccuracyLevel.AS_EXPORTED) {
+            AccuracyLevel.set(model, accuracyLevel);
+        }
+        options.addConfigEntry(WEIGHTS_FOLDER, graph.getAbsoluteFile().getParent());
+        return environment.createSession(model, options);
     }
 
     private void closeDownTo(int most) throws FlrcException {
@@ -138,7 +164,10 @@ public final class StageSessions implements AutoCloseable {
 
     static String reason(OrtException error) {
         String text = String.valueOf(error.getMessage());
-        String first = text.substring(text.lastIndexOf("message:") < 0 ? 0 : text.lastIndexOf("message:") + 8).trim();
-        return first.split("\n", 2)[0];
+        for (String before : new String[] {"message:", "Status Message:"}) {
+            int at = text.lastIndexOf(before);
+            text = at < 0 ? text : text.substring(at + before.length()).trim();
+        }
+        return text.split("\n", 2)[0];
     }
 }
