@@ -1,7 +1,8 @@
 """Run a bundle on the arm64 library that is inside the APK, under qemu, and compare it with this machine's onnxruntime.
 
-The library is Android's; a small C library of ours stands in for bionic's (native_check/). Tokens are given, never
-chosen: integer kernels differ between the two instruction sets, and a free answer may part at any token.
+The library is Android's, as is that of the operators; a small C library of ours stands in for bionic's (native_check/).
+Bundles of our own operators have to give the same bytes. Tokens are given, never chosen: onnxruntime's integer kernels
+differ between the two instruction sets, and a free answer of a stock bundle may part at any token.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fetch_tools import AAR_FILE, fetch, tools_folder, without_versions
 from numpy.typing import NDArray
 
 import flrc_runtime
+from kernels import build as kernels_build
 
 CHECK = Path(__file__).parents[1] / "native_check"
 CORES = ("cortex-a53", "cortex-a76", "max")
@@ -86,22 +88,54 @@ def build(folder: Path) -> None:
         )
 
 
+def build_kernels(folder: Path) -> Path:
+    """Return the operator library of the APK, built in a folder.
+
+    Raises:
+        SystemExit: It cannot be built.
+    """
+    try:
+        return kernels_build.build(folder, "android-arm64")
+    except kernels_build.BuildError as error:
+        sys.exit(str(error))
+
+
 def emulated(
-    emulator: Path, built: Path, bundle: Path, ids: Sequence[int], stages: Sequence[int], core: str
+    emulator: Path,
+    built: Path,
+    bundle: Path,
+    ids: Sequence[int],
+    stages: Sequence[int],
+    core: str,
+    *,
+    prompt: int = 1,
+    kernels: Path | None = None,
+    isa: str = "",
 ) -> NDArray[np.float32]:
     """Return the logits of every token on one emulated processor, ``[tokens, vocab]``.
+
+    Args:
+        emulator: qemu.
+        built: What `build` put together.
+        bundle: The bundle.
+        ids: What is fed.
+        stages: Through which stage each token goes.
+        core: The processor.
+        prompt: So many first tokens are fed at once, through the stage of the first.
+        kernels: The operator library, for a bundle of our own operators.
+        isa: What FLRC_EDGE_ISA is there.
 
     Raises:
         SystemExit: The program fails.
     """
-    manifest = flrc_runtime.load(bundle, threads=1).manifest
+    loaded = flrc_runtime.load(bundle, threads=1)
+    manifest, cache = loaded.manifest, loaded.sessions.kv_shape
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "logits"
-        model = manifest.model
         command = [
-            *_under_android(emulator, built, core),
-            *(built / "run", built / "libonnxruntime.so", out),
-            *(model.num_layers, model.num_kv_heads, model.head_dim, model.vocab_size),
+            *(*_under_android(emulator, built, core), "-E", f"FLRC_EDGE_ISA={isa}"),
+            *(built / "run", built / "libonnxruntime.so", kernels or "-", out),
+            *(cache.layers, cache.heads, cache.width, cache.positions, manifest.model.vocab_size, prompt),
             *(bundle / stage.graph for stage in manifest.stages),
         ]
         given = "".join(f"{i} {s}\n" for i, s in zip(ids, stages, strict=True))
@@ -180,9 +214,10 @@ def compare(bundle: Path, exact: Path | None = None) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         build(Path(scratch))
+        kernels = build_kernels(Path(scratch)) if model.manifest.operators else None
         for core in CORES:
-            there = emulated(emulator, Path(scratch), bundle, ids, stages, core)
-            line: dict[str, Any] = {"core": core, **_distance(there, here)}
+            there = emulated(emulator, Path(scratch), bundle, ids, stages, core, kernels=kernels)
+            line: dict[str, Any] = {"core": core, **_distance(there, here), "equal": bool((there == here).all())}
             if truth is not None:
                 line["to_exact"] = _distance(there, truth)
             found.append(line | {"tokens": len(ids), "moves": int((np.diff(stages) != 0).sum())})
