@@ -217,7 +217,11 @@ def compare(bundle: Path, exact: Path | None = None) -> list[dict[str, Any]]:
         kernels = build_kernels(Path(scratch)) if model.manifest.operators else None
         for core in CORES:
             there = emulated(emulator, Path(scratch), bundle, ids, stages, core, kernels=kernels)
-            line: dict[str, Any] = {"core": core, **_distance(there, here), "equal": bool((there == here).all())}
+            line: dict[str, Any] = {
+                "core": core,
+                **_distance(there, here),
+                "equal": bool((there == here).all()),
+            }
             if truth is not None:
                 line["to_exact"] = _distance(there, truth)
             found.append(line | {"tokens": len(ids), "moves": int((np.diff(stages) != 0).sum())})

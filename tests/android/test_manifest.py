@@ -14,6 +14,9 @@ import pytest
 from flrc_runtime import manifest
 from flrc_runtime.errors import FlrcError
 from tests.attacks.graphs import ATTACKS, apply
+from tests.golden.make import HERE
+
+OLD = HERE / "schema_2" / "plain" / "bundle"
 
 
 @pytest.fixture
@@ -22,7 +25,12 @@ def bundle(stories_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stories_bundle, tmp_path / "bundle"))
 
 
-def test_a_bundle_is_read_as_python_reads_it(java: Callable[..., Any], bundle: Path) -> None:
+@pytest.mark.parametrize("schema", [2, 3])
+def test_a_bundle_is_read_as_python_reads_it(
+    java: Callable[..., Any], stories_bundle: Path, tmp_path: Path, schema: int
+) -> None:
+    bundle = Path(shutil.copytree(OLD if schema == 2 else stories_bundle, tmp_path / "bundle"))
+    assert json.loads((bundle / "flrc.json").read_text("utf-8"))["schema_version"] == schema
     (bundle / "README.md").write_text("people edit the card")
     content = manifest.verify(bundle, "bundle")
     done = java("ManifestCheck", bundle)
@@ -30,6 +38,7 @@ def test_a_bundle_is_read_as_python_reads_it(java: Callable[..., Any], bundle: P
     assert json.loads(done.stdout) == {
         "model": content.model.name,
         "dtype": content.dtype,
+        "operators": content.operators,
         "bytes": sum(f.size for f in content.files.values()),
         "boundaries": list(content.schedule.boundaries),
         "stages": [s.graph for s in content.stages],
@@ -67,6 +76,11 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "flrc.json is not UTF-8": lambda f: (f / "flrc.json").write_bytes(b'{"a": "\xff"}'),
     "a key twice": lambda f: (f / "flrc.json").write_text('{"kind": 1, "kind": 2}'),
     "a newer format": lambda f: edit(f, lambda c: c.update(schema_version=4)),
+    "the format before": lambda f: edit(f, lambda c: c.update(schema_version=1)),
+    "operators below 0": lambda f: edit(f, lambda c: c.update(operators=-1)),
+    "operators of null": lambda f: edit(f, lambda c: c.update(operators=None)),
+    "operators as text": lambda f: edit(f, lambda c: c.update(operators="1")),
+    "own graphs that are to be stock ones": lambda f: edit(f, lambda c: c.update(operators=0)),
     "an unknown field": lambda f: edit(f, lambda c: c.update(extra=1)),
     "another kind": lambda f: edit(f, lambda c: c.update(kind="checkpoint", stages=[])),
     "no stages": lambda f: edit(f, lambda c: c.update(stages=[])),
@@ -99,8 +113,23 @@ def test_what_python_refuses_is_refused(java: Callable[..., Any], bundle: Path, 
     assert done.stderr.startswith("Error: ") and len(done.stderr.splitlines()) == 1, done.stderr
 
 
+def test_stock_graphs_that_are_to_be_own_ones(java: Callable[..., Any], tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(OLD, tmp_path / "bundle"))
+    edit(bundle, lambda c: c.update(operators=1))
+    with pytest.raises(FlrcError, match="is not known"):
+        manifest.verify(bundle, "bundle")
+    done = java("ManifestCheck", bundle)
+    assert done.returncode == 3 and "is not known" in done.stderr
+
+
+@pytest.mark.parametrize("schema", [2, 3])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_graphs_that_export_does_not_write(java: Callable[..., Any], bundle: Path, name: str) -> None:
+def test_graphs_that_export_does_not_write(
+    java: Callable[..., Any], bundle: Path, name: str, schema: int
+) -> None:
+    if schema == 2:
+        shutil.rmtree(bundle)
+        shutil.copytree(OLD, bundle)
     attack, message = ATTACKS[name]
     apply(attack, bundle)
     done = java("ManifestCheck", bundle)

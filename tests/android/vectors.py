@@ -47,6 +47,16 @@ def forced(
     return found, wanted
 
 
+def check_logits(
+    java: Callable[..., Any], bundle: Path, ids: list[int], stages: list[int], scratch: Path
+) -> None:
+    """Compare the logits of both: our own operators give the same bytes, onnxruntime's nearly."""
+    found, wanted = forced(java, bundle, ids, stages, scratch)
+    if flrc_runtime.load(bundle).manifest.operators:
+        assert found.tobytes() == wanted.tobytes()
+    assert np.linalg.norm(found - wanted) <= 1e-5 * np.linalg.norm(wanted)
+
+
 def check_answers(java: Callable[..., Any], bundle: Path, tokens: int) -> None:
     asked = [
         {"context": 256, "prompt": prompt, "stages": stages, "max_tokens": tokens, **sampling}

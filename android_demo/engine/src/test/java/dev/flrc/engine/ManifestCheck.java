@@ -17,6 +17,7 @@ public final class ManifestCheck {
             Map<String, Object> found = new LinkedHashMap<>();
             found.put("model", manifest.model);
             found.put("dtype", manifest.dtype);
+            found.put("operators", manifest.operators);
             found.put("bytes", manifest.size());
             found.put("boundaries", manifest.boundaries);
             List<Object> stages = new ArrayList<>();
