@@ -45,14 +45,10 @@ class Host:
         event: dict[str, Any] = json.loads(self._process.stdout.readline())
         return event
 
-    def reset_peak(self) -> None:
-        """Let the peak of resident memory begin again (Linux)."""
-        (Path("/proc") / str(self._process.pid) / "clear_refs").write_text("5")
-
-    def peak_bytes(self) -> int:
-        """Return the peak of resident memory (Linux)."""
-        status = (Path("/proc") / str(self._process.pid) / "status").read_text()
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])  # type: ignore[index]
+    def memory_bytes(self) -> int:
+        """Return the memory of the process (PSS: a page of a file counts once, mapped how often it may be; Linux)."""
+        maps = (Path("/proc") / str(self._process.pid) / "smaps_rollup").read_text()
+        return 1024 * int(re.search(r"^Pss:\s*(\d+)", maps, re.M)[1])  # type: ignore[index]
 
     def until(self, *types: str) -> list[dict[str, Any]]:
         """Return the events up to one of these types."""

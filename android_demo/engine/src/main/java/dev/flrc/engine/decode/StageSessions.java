@@ -93,6 +93,8 @@ public final class StageSessions implements AutoCloseable {
             closeDownTo(resident - 1);
             File graph = BundleFiles.resolveInside(folder, manifest.stages.get(stage).graph);
             try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
+                // What goes wrong is thrown; onnxruntime would print it as well.
+                options.setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL);
                 if (threads > 0) {
                     options.setIntraOpNumThreads(threads);
                 }
