@@ -19,6 +19,7 @@ from flrc_edge.compress_trial import REST, Trial
 from flrc_edge.compression import compress
 from flrc_edge.errors import UsageError
 from flrc_edge.estimation import estimate, largest_keep
+from flrc_edge.settings import default_storage
 from flrc_exporters.architectures import DecoderConfig
 from flrc_exporters.bundle import export
 
@@ -145,7 +146,7 @@ def test_memory_of_a_real_compression(real_cache: Path, dtype: str, tmp_path: Pa
         [sys.executable, "-c", script, tmp_path / "c", dtype], capture_output=True, text=True, check=True
     )
     cost = compress_cost(
-        resolve_model("smollm2-135m").config, tokens=8192, window=1024, storage="plain",
+        resolve_model("smollm2-135m").config, tokens=8192, window=1024, storage=default_storage(dtype),
         integers=dtype != "float", trial=TRIAL,
     )  # fmt: skip
     assert cost.memory_bytes == pytest.approx(int(done.stdout), rel=0.1)
