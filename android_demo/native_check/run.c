@@ -67,7 +67,7 @@ int main(int count, char **given) {
   check(api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
 
   /* One buffer is past and present of every stage, as in the runtimes. */
-  int inputs = caches + 2, outputs = caches + 1;
+  int inputs = caches + 2 + !floats, outputs = caches + 1; /* our own operators' graphs take logits_start, too */
   const char **in_names = calloc(inputs, sizeof *in_names), **out_names = calloc(outputs, sizeof *out_names);
   OrtValue **in = calloc(inputs, sizeof *in), **out = calloc(outputs, sizeof *out);
   int64_t shape[4] = {1, heads, (total + positions - 1) / positions, width};
@@ -83,7 +83,12 @@ int main(int count, char **given) {
     check(api->CreateTensorWithDataAsOrtValue(memory, calloc(1, bytes), bytes, shape, 4, type, &in[i + 2]));
     out[i + 1] = in[i + 2];
   }
-  int64_t ones[MAX_TOKENS];
+  int64_t ones[MAX_TOKENS], start = 0, one = 1;
+  if (!floats) {
+    in_names[inputs - 1] = "logits_start";
+    check(api->CreateTensorWithDataAsOrtValue(memory, &start, sizeof start, &one, 1, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+                                              &in[inputs - 1]));
+  }
   for (int i = 0; i < total; i++) ones[i] = 1;
   float *logits = calloc((size_t)prompt * vocab, sizeof *logits);
   in_names[0] = "input_ids";

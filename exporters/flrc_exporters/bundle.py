@@ -36,6 +36,7 @@ from .versions import export_versions
 from .weight_table import FILE_NAME, Matrix, Recipe, Stored, Tiles, own_recipes, placed, recipes
 from .weights import WeightFile
 
+SCALES_OF_A_BYTE = 3  # the schema version from which on scales have three bits of mantissa
 STATIC_CONTEXT = 1024  # positions of a static bundle, if not asked for others
 _COPIED = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -97,6 +98,11 @@ def export(
     positions = _context(context, config, most=STATIC_CONTEXT if static else None)
     if prefill is not None and not 2 <= prefill <= positions:
         raise UsageError(f"prefill {prefill} must lie between 2 and the {positions} tokens of the context")
+    if written.schema_version < SCALES_OF_A_BYTE and written.plan.embedding and not (stock or static):
+        raise UsageError(
+            f"{checkpoint.name} holds integers of format {written.schema_version}, whose scales our operators do not have",
+            hint="compress the model again, or export with --graph stock",
+        )
     source = CheckpointTensors(checkpoint)
     _check_plan(written, config, source)
     if static and not written.plan.embedding:

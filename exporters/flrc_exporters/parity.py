@@ -22,6 +22,7 @@ from .weights import float_matrix, integer_values, order_values, quantized_slabs
 # Largest ‖ŵ − w‖ / ‖w‖ of a matrix rounded to nearest. Gaussian weights give 0.007 and 0.08;
 # a zeroed, permuted or wrongly scaled matrix gives 0.5 and more.
 TOLERANCE = {32: 0.0, 8: 0.03, 4: 0.25}
+EXACT = 1e-6  # of integers that the checkpoint holds
 PROBE_TOKENS = 8
 
 
@@ -82,7 +83,7 @@ def _tiles_error(path: Path, stored: Stored, recipe: Tiles, source: CheckpointTe
         written = written.reshape(rows, -1)[:, :inputs]
     norm = float(np.linalg.norm(wanted.astype(np.float64)))
     error = float(np.linalg.norm((written - wanted).astype(np.float64))) / (norm or 1.0)
-    if not np.isfinite(error) or error > TOLERANCE[bits]:
+    if not np.isfinite(error) or error > (EXACT if given else TOLERANCE[bits]):
         raise _differs(recipe.name, error)
     return error
 

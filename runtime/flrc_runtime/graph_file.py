@@ -37,7 +37,8 @@ STATIC = {
 KNOWN: Mapping[GraphForm, Operators] = {"own": OWN, "stock": STOCK, "static": STATIC}
 _COMPILED = "EPContext"  # a part of the graph that was compiled for one accelerator
 
-_MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 20, 25
+_MODEL_GRAPH, _MODEL_OPSET, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 8, 20, 25
+_OPSET_DOMAIN = 1
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER = 1, 5, 15
 _NODE_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
 _ATTRIBUTE_NAME, _ATTRIBUTE_STRING = 1, 4
@@ -58,15 +59,21 @@ def check_graph_file(path: Path, sizes: Mapping[str, int], form: GraphForm) -> N
     """
     where = f"{path.parent.name}/{path.name}"
     graphs = 0
+    used: set[str] = set()
+    imported: set[str] = set()
     try:
         for part in fields(memoryview(path.read_bytes())):
             if part.number in (_MODEL_TRAINING, _MODEL_FUNCTIONS):
                 raise FormatError("it holds functions or a way to train")
+            if part.number == _MODEL_OPSET and part.value is not None:
+                imported.add(_domain(part.value))
             if part.number == _MODEL_GRAPH and part.value is not None:
                 graphs += 1
-                _check_graph(part.value, sizes, KNOWN[form])
+                used |= _check_graph(part.value, sizes, KNOWN[form])
         if graphs != 1:
             raise FormatError(f"it holds {graphs} graphs")
+        if not used <= imported:
+            raise FormatError("it does not import the operators it needs")
     except (FlrcError, OSError, UnicodeDecodeError, ValueError) as error:
         raise FormatError(
             f"{where} is not a graph that export writes: {error}",
@@ -74,19 +81,30 @@ def check_graph_file(path: Path, sizes: Mapping[str, int], form: GraphForm) -> N
         ) from None
 
 
-def _check_graph(graph: memoryview, sizes: Mapping[str, int], known: Operators) -> None:
+def _domain(opset: memoryview) -> str:
+    names = [
+        bytes(f.value).decode() for f in fields(opset) if f.number == _OPSET_DOMAIN and f.value is not None
+    ]
+    return names[0] if names else ""
+
+
+def _check_graph(graph: memoryview, sizes: Mapping[str, int], known: Operators) -> set[str]:
+    """Return the domains of its operators."""
+    used: set[str] = set()
     for part in fields(graph):
         if part.number == _GRAPH_SPARSE_INITIALIZER:
             raise FormatError("it holds sparse weights")
         if part.value is None:
             continue
         if part.number == _GRAPH_NODE:
-            _check_node(part.value, sizes, known)
+            used.add(_check_node(part.value, sizes, known))
         elif part.number == _GRAPH_INITIALIZER:
             _check_tensor(part.value, sizes)
+    return used
 
 
-def _check_node(node: memoryview, sizes: Mapping[str, int], known: Operators) -> None:
+def _check_node(node: memoryview, sizes: Mapping[str, int], known: Operators) -> str:
+    """Return the domain of its operator."""
     kind, domain, binary = "", "", ""
     for part in fields(node):
         if part.value is None:
@@ -99,8 +117,10 @@ def _check_node(node: memoryview, sizes: Mapping[str, int], known: Operators) ->
             binary = _check_attribute(part.value) or binary
     if kind == _COMPILED and binary and binary not in sizes:  # further parts of one file name none
         raise FormatError("what was compiled is in no file of this folder")
-    if kind not in known.get("" if domain == "ai.onnx" else domain, ()):
+    domain = "" if domain == "ai.onnx" else domain
+    if kind not in known.get(domain, ()):
         raise FormatError(f"the operator {f'{domain}.' if domain else ''}{kind} is not known")
+    return domain
 
 
 def _check_attribute(attribute: memoryview) -> str:

@@ -15,7 +15,7 @@ from .errors import FlrcError, FormatError, NumericalError, UsageError
 from .files import resolve_inside
 from .free_memory import trim
 from .graph_file import check_graph_file
-from .kernels import register
+from .kernels import VERSION, register
 from .kv_cache import BLOCK_POSITIONS, KvShape
 from .manifest import Manifest
 from .providers import CPU, Provider, add_provider, device_of, usable
@@ -190,6 +190,12 @@ class StageSessions:
         # than half a decode step instead of a twentieth (`flrc-edge bench`).
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._manifest.operators:
+            if self._manifest.operators != VERSION:
+                raise FormatError(
+                    f"{self._folder.name} needs version {self._manifest.operators} of the operators, "
+                    f"this runtime has {VERSION}",
+                    hint="upgrade flrc-edge or export the bundle again",
+                )
             register(options)
         if self._trace is not None:
             options.enable_profiling = True

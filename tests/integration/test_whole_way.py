@@ -162,7 +162,7 @@ def test_more_stages_need_no_more_weights(
     one, all_three = (
         (folder / "weights.bin").stat().st_size for folder in (tmp_path / "one.onnx", stories_bundle)
     )
-    assert one <= all_three <= 1.01 * one
+    assert one <= all_three <= 1.15 * one  # ranks here are no multiples of 32, which blocks fill up
 
 
 def test_bundle_and_checkpoint_tell_the_same(way: Way) -> None:

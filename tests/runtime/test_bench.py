@@ -200,7 +200,10 @@ def test_forms(bundle: Any, form: str) -> None:
     else:
         keep = open_bundle(bundle.folder).manifest.stages[1].keep
         assert f"| stories | 1 | {keep:.2f} | decode behind 8 |" in done.stdout
-        assert "| MB/token | GB/s | ratio | 95 % |" in done.stdout and "| busy processes |" in done.stdout
+        assert (
+            "| MB/token | GB/s | of a product | ratio | 95 % |" in done.stdout
+            and "| busy processes |" in done.stdout
+        )
         assert "| stories | 2 | " in done.stdout and "| keys and values |" in done.stdout
         assert "moving to another stage costs" in done.stdout and "GB/s" in done.stdout.splitlines()[-1]
 
