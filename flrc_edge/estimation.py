@@ -14,7 +14,7 @@ from flrc_edge.errors import UsageError
 from flrc_edge.integers import with_formats
 from flrc_exporters.architectures import DecoderConfig
 from flrc_exporters.number_format import Integers
-from flrc_exporters.own_form import cache_block_bytes
+from flrc_exporters.own_form import cache_block_bytes, default_cache
 from flrc_exporters.sizes import BundleSize, bundle_size
 from flrc_runtime.decoder import MAX_CHUNK
 from flrc_runtime.kv_cache import BLOCK_POSITIONS, KvShape
@@ -102,7 +102,7 @@ def estimate(
     kv = KvShape(
         config.num_layers,
         config.num_kv_heads,
-        cache_block_bytes(config.head_dim, "float32"),
+        cache_block_bytes(config.head_dim, default_cache(dtype)),
         BLOCK_POSITIONS,
     )
     widths = config.hidden_size + config.intermediate_size

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .chat_frames import write_frames
 from .genai import eos_tokens, genai_config
 from .layout import group_layouts
 from .number_format import AccuracyLevel, Dtype, Formats, NumberFormat, default_dtype, rounded_plan
-from .own_form import build_own_stage, own_bytes_read
+from .own_form import Cache, build_own_stage, default_cache, own_bytes_read
 from .parity import check_graph, check_static_graph, check_values
 from .refit import RefittedTensors
 from .sizes import bytes_read
@@ -53,6 +54,7 @@ def export(
     accuracy_level: AccuracyLevel = 4,
     stock: bool = False,
     prefill: int | None = None,
+    cache: Cache | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Manifest:
@@ -74,6 +76,8 @@ def export(
         prefill: Write a static bundle: graphs of standard operators and fixed shapes, for accelerators, one for a token
             and one for so many tokens of a prompt (static_form.py). A static bundle's numbers are fp32 if not asked
             otherwise, as are its embedding and head.
+        cache: Numbers of keys and values in graphs of the project's operators: float16 by default, float32 where the
+            projections are.
         overwrite: Replace an earlier bundle.
         progress: Called with what is being done, steps done and steps in all.
 
@@ -82,11 +86,14 @@ def export(
 
     Raises:
         UsageError: The output exists, the context is out of range, or a number format is asked of a checkpoint of
-            integers.
+            integers, or a cache of a stock or static graph.
         VerificationError: The checkpoint is damaged, or a written value differs from it.
         UnsupportedModelError: The decoder cannot compute this model.
     """
     check_output_folder(output, overwrite=overwrite)
+    own = not stock and prefill is None
+    if cache is not None and not own:
+        raise UsageError("only graphs of the project's operators have a cache of other numbers than float32")
     # Hashes, not only sizes: a damaged factor must not become a bundle that verifies.
     written = manifests.verify(checkpoint, "checkpoint")
     resolve_inside(checkpoint, "tokenizer.json")
@@ -100,7 +107,7 @@ def export(
         raise UsageError(f"prefill {prefill} must lie between 2 and the {positions} tokens of the context")
     if written.schema_version < SCALES_OF_A_BYTE and written.plan.embedding and not (stock or static):
         raise UsageError(
-            f"{checkpoint.name} holds integers of format {written.schema_version}, whose scales our operators do not have",
+            f"{checkpoint.name} holds integers of format {written.schema_version}, which our operators cannot read",
             hint="compress the model again, or export with --graph stock",
         )
     source = CheckpointTensors(checkpoint)
@@ -112,7 +119,7 @@ def export(
         source = RefittedTensors(checkpoint, plan)
     formats = Formats(NumberFormat.named(plan.embedding, accuracy_level), accuracy_level)
     groups = group_layouts(config, plan)
-    own = not (static or stock)
+    numbers = cache or default_cache(chosen)
     wanted = (own_recipes if own else recipes)(config, groups, formats)
     check_room(output, placed(config, plan, context=positions, own=own).size)
 
@@ -126,7 +133,7 @@ def export(
         stages, log_progress = [], report("stages")
         for stage in range(written.plan.num_stages):
             if prefill is None:
-                build = build_own_stage if own else build_stage
+                build = partial(build_own_stage, cache=numbers) if own else build_stage
                 model = build(config, groups, stage=stage, formats=formats, context=positions)
                 used = _write_graph(folder / stage_file(stage), model, weights, "own" if own else "stock")
                 check_graph(folder / stage_file(stage), config, context=positions, own=own)

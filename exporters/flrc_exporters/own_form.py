@@ -8,8 +8,8 @@ Shapes: S new tokens, H hidden, hd head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
@@ -28,7 +28,8 @@ from .stages import FLRC, IR_VERSION, OPSET, add_output, name_nodes
 from .tiles import tile_bytes
 
 POSITIONS = 16  # of the cache that lie in one block
-CACHES = {"float32": 4, "float16": 2, "int8": 1}  # bytes of a number
+Cache = Literal["float32", "float16", "int8"]  # numbers of keys and values
+CACHE_BYTES: dict[Cache, int] = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass
@@ -264,6 +265,7 @@ class OwnAttention(GroupQueryAttention):
 
     takes_packed = False
     takes_norms = True
+    cache: Cache = "float32"
 
     def forward(
         self, op: Any, qkv: Sequence[Any], cache: tuple[ir.Value, ir.Value], step: Any
@@ -295,12 +297,24 @@ class OwnAttention(GroupQueryAttention):
             window=config.layers[self.layer].window,
             softcap=0.0,
             epsilon=config.norm_eps,
-            cache="float32",
+            cache=self.cache,
             _outputs=3,
             _domain=FLRC,
             _version=1,
         )
         return y, key, value
+
+
+class HalfAttention(OwnAttention):
+    """A cache of float16."""
+
+    cache = "float16"
+
+
+class ByteAttention(OwnAttention):
+    """A cache of int8, one scale a position of a head."""
+
+    cache = "int8"
 
 
 OWN = Form(
@@ -313,9 +327,17 @@ OWN = Form(
 )
 
 
-def cache_block_bytes(head_dim: int, cache: str) -> int:
+FORMS = {a.cache: replace(OWN, attention=a) for a in (OwnAttention, HalfAttention, ByteAttention)}
+
+
+def cache_block_bytes(head_dim: int, cache: Cache) -> int:
     """Return the bytes of a block of the cache: 16 positions of one head, and of int8 their scales."""
-    return POSITIONS * (head_dim * CACHES[cache] + (4 if cache == "int8" else 0))
+    return POSITIONS * (head_dim * CACHE_BYTES[cache] + (4 if cache == "int8" else 0))
+
+
+def default_cache(dtype: str) -> Cache:
+    """Return the numbers of keys and values beside projections of a number format, if not asked for others."""
+    return "float32" if dtype == "fp32" else "float16"
 
 
 def build_own_stage(
@@ -325,6 +347,7 @@ def build_own_stage(
     stage: int,
     formats: Formats,
     context: int,
+    cache: Cache = "float32",
 ) -> ir.Model:
     """Build the graph of one stage; its parameters have no values yet.
 
@@ -336,7 +359,7 @@ def build_own_stage(
     graph = ir.Graph([], [], nodes=[], name=f"stage_{stage}", opset_imports={"": OPSET, FLRC: 1})
     builder = GraphBuilder(graph)
     integer, byte = ir.DataType.INT64, ir.DataType.UINT8
-    width = cache_block_bytes(config.head_dim, "float32")
+    width = cache_block_bytes(config.head_dim, cache)
     ids = builder.input("input_ids", integer, [1, "sequence_length"])
     mask = builder.input("attention_mask", integer, [1, "total_sequence_length"])
     start = builder.input(LOGITS_START, integer, [1])
@@ -347,7 +370,7 @@ def build_own_stage(
         )
         for i in range(config.num_layers)
     ]
-    decoder = Decoder(config, groups, stage=stage, formats=formats, context=context, form=OWN)
+    decoder = Decoder(config, groups, stage=stage, formats=formats, context=context, form=FORMS[cache])
     hidden, present = decoder(builder.op, ids, [mask], caches)
     logits = OwnHead(config, formats.embedding)(builder.op, hidden, start)
     add_output(builder, logits, "logits", [1, "logits_length", config.vocab_size])

@@ -39,6 +39,11 @@ LEVELS: dict[str, AccuracyLevel] = {"0": 0, "4": 4}
     "--context", type=int, help="Tokens a conversation may have; default: the model's, at most 4096."
 )
 @click.option(
+    "--cache",
+    type=click.Choice(["float32", "float16", "int8"]),
+    help="Numbers of keys and values, with --graph own.  [default: float16; float32 with --dtype fp32]",
+)
+@click.option(
     "--accuracy-level",
     type=click.Choice(["0", "4"]),
     default="4",
@@ -97,6 +102,7 @@ def command(
     dtype: Any,
     head: Any,
     context: int | None,
+    cache: Any,
     accuracy_level: str,
     graph: str,
     prefill: int | None,
@@ -125,6 +131,8 @@ def command(
         raise UsageError("--target qnn and --soc go together", hint="for example --target qnn --soc SM8650")
     if target is not None and graph != "static":
         raise UsageError("--target qnn compiles static graphs", hint="leave out --graph")
+    if cache is not None and graph != "own":
+        raise UsageError("--cache is for --graph own", hint="leave it out: others keep float32")
     if graph == "optimum":
         if head is not None or context is not None:
             raise UsageError("--head and --context are for our own graph", hint="leave them out")
@@ -152,6 +160,7 @@ def command(
         "accuracy_level": LEVELS[accuracy_level],
         "stock": graph == "stock",
         "prefill": prefill,
+        "cache": cache,
     }
     placed: dict[str, Placement] = {}
     with from_context() as progress:

@@ -47,6 +47,21 @@ def _ends(folder: Path, content: Manifest) -> str:
     return ", ".join(f"{tokenizer.token_text(i)} ({i})" for i in numbers)
 
 
+def _cache(folder: Path, content: Manifest) -> str:
+    """Return in which numbers keys and values are kept, of a bundle of our own operators whose graph can be read."""
+    from flrc_runtime.errors import FlrcError
+    from flrc_runtime.files import resolve_inside
+    from flrc_runtime.graph_file import cache_numbers
+
+    if not content.operators:
+        return ""
+    try:
+        numbers = cache_numbers(resolve_inside(folder, content.stages[0].graph))
+    except (FlrcError, OSError):  # inspect shows damaged folders, too
+        return ""
+    return f"; keys and values are kept in {numbers}" if numbers else ""
+
+
 def _summary(folder: Path, content: Manifest) -> list[str]:
     model, plan, schedule = content.model, content.plan, content.schedule
     size = sum(f.size for f in content.files.values())
@@ -57,7 +72,7 @@ def _summary(folder: Path, content: Manifest) -> list[str]:
         f"allocator {plan.allocator}, factors {content.factorization}, "
         f"{sum(p.dense for p in plan.projections)} of {len(plan.projections)} projections dense",
     ]
-    lines.append(f"answers end at {_ends(folder, content)}")
+    lines.append(f"answers end at {_ends(folder, content)}{_cache(folder, content)}")
     if content.calibration is not None:
         texts = ", ".join(f"{t.name} ({t.tokens} tokens)" for t in content.calibration.texts)
         lines.append(f"calibrated on {texts}, seed {content.calibration.seed}")

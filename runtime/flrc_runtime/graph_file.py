@@ -81,6 +81,27 @@ def check_graph_file(path: Path, sizes: Mapping[str, int], form: GraphForm) -> N
         ) from None
 
 
+def cache_numbers(path: Path) -> str | None:
+    """Return in which numbers a graph of our own operators keeps keys and values; None of other graphs.
+
+    Raises:
+        FormatError: It is no graph.
+        OSError: It cannot be read.
+    """
+    for part in fields(memoryview(path.read_bytes())):
+        if part.number != _MODEL_GRAPH or part.value is None:
+            continue
+        for node in fields(part.value):
+            if node.number != _GRAPH_NODE or node.value is None:
+                continue
+            for attribute in fields(node.value):
+                if attribute.number == _NODE_ATTRIBUTE and attribute.value is not None:
+                    found = {f.number: bytes(f.value) for f in fields(attribute.value) if f.value is not None}
+                    if found.get(_ATTRIBUTE_NAME) == b"cache":
+                        return found.get(_ATTRIBUTE_STRING, b"").decode(errors="replace")
+    return None
+
+
 def _domain(opset: memoryview) -> str:
     names = [
         bytes(f.value).decode() for f in fields(opset) if f.number == _OPSET_DOMAIN and f.value is not None

@@ -77,8 +77,9 @@ def test_published_sizes(config: dict[str, Any], billions: float) -> None:
     assert found.parameters / 1e9 == pytest.approx(billions, abs=0.01)
     assert found.plan.kept(0) == pytest.approx(0.8, abs=0.005)
     kv_heads, head_dim = 8, 128
-    assert found.kv_bytes == 1008 * config["num_hidden_layers"] * 2 * kv_heads * head_dim * 4
-    # int4 with a scale of a byte in 32 is 4.25 bits a parameter; embedding and head of 128256 words in 8.25
+    positions = 1008  # whole blocks of 16
+    assert found.kv_bytes == positions * config["num_hidden_layers"] * 2 * kv_heads * head_dim * 2
+    # int4 with a byte of scale in 32 is 4.25 bits a parameter; embedding and head of 128256 words in 8.25
     words = 2 * 128256 * config["hidden_size"]
     assert found.dense_bytes == pytest.approx(
         ((found.parameters - words) * 4.25 + words * 8.25) / 8, rel=0.01
