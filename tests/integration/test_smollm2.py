@@ -86,12 +86,13 @@ def test_stages(smollm2: tuple[Any, Path], genai_greedy: Any, tmp_path: Path) ->
         sizes = [(tmp_path / name / "weights.bin").stat().st_size for name in (dtype, f"alone-{dtype}")]
         assert sizes[0] <= 1.01 * sizes[1]
 
-    # Greedy tokens in onnxruntime-genai.
-    staged = load(tmp_path / "int8")
+    # Greedy tokens of the stock graphs in onnxruntime-genai.
+    export(checkpoint, tmp_path / "stock", dtype="int8", stock=True)
+    staged = load(tmp_path / "stock")
     prompt = list(staged.prompt_ids(PROMPT))
     for stage in range(3):
         tokens = [t.token_id for t in staged.stream(prompt, max_tokens=TOKENS, policy=FixedStage(stage))]
-        theirs = genai_greedy(tmp_path / "int8", stage, prompt, TOKENS)
+        theirs = genai_greedy(tmp_path / "stock", stage, prompt, TOKENS)
         ends = staged.manifest.model.eos_token_ids
         assert [t for t in theirs if t not in ends] == [t for t in tokens if t not in ends], stage
 
@@ -122,13 +123,16 @@ def _export_stage_0(checkpoint: Path, target: Path) -> None:
     manifest.seal(target, replace(content, plan=plan, schedule=manifest.Schedule(())))
 
 
-def test_speculation_gives_the_tokens_of_stage_0(smollm2: tuple[Any, Path], tmp_path: Path) -> None:
-    """On 50 prompts, with floats: activations rounded to int8 differ between a step and a longer pass."""
+@pytest.mark.parametrize("dtype", ["fp32", "int8", "int4"])
+def test_speculation_gives_the_tokens_of_stage_0(
+    dtype: Any, smollm2: tuple[Any, Path], tmp_path: Path
+) -> None:
+    """On 50 prompts."""
     from flrc_exporters.bundle import export
     from flrc_runtime import FixedStage, Speculation, load
 
-    export(smollm2[1], tmp_path / "fp32", dtype="fp32")
-    model = load(tmp_path / "fp32")
+    export(smollm2[1], tmp_path / "bundle", dtype=dtype)
+    model = load(tmp_path / "bundle")
     prompts = json.loads((DATA / "prompts.json").read_text("utf-8"))
     lines = (DATA / "chat_calibration.jsonl").read_text("utf-8").splitlines()
     prompts += [json.loads(line)["messages"][0]["content"] for line in lines]

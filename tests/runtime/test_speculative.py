@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from flrc_exporters.bundle import export
 from flrc_runtime import FixedStage, NumericalError, Sampling, Speculation, UsageError, generate, load
 from flrc_runtime.engine import Model
 from flrc_runtime.sampling import Sampler
@@ -32,6 +34,19 @@ def test_the_same_tokens_as_stage_0(model: Model, speculation: Speculation, samp
         found = generate(model, prompt, max_tokens=120, sampling=sampling, speculation=speculation)
         assert found.token_ids == expected.token_ids and found.text == expected.text
         assert set(found.stage_of_token) == {0} and found.finish_reason == expected.finish_reason
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cache"), [("int8", "float16"), ("int4", "float16"), ("int4", "int8")], ids=str
+)
+def test_the_same_tokens_in_integers(dtype: Any, cache: Any, bundle: Any, tmp_path: Path) -> None:
+    """Activations are rounded, too; a step and a pass over several tokens round them alike."""
+    export(bundle.folder.parent / "checkpoint", tmp_path / "bundle", dtype=dtype, cache=cache)
+    model = load(tmp_path / "bundle", threads=1)
+    for prompt in PROMPTS:
+        expected = generate(model, prompt, max_tokens=120, policy=FixedStage(0))
+        found = generate(model, prompt, max_tokens=120, speculation=Speculation(most=5, adaptive=False))
+        assert found.token_ids == expected.token_ids and set(found.stage_of_token) == {0}
 
 
 def test_stop_strings_the_end_of_the_context_and_a_full_answer(bundle: Any) -> None:
