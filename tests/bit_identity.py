@@ -1,4 +1,4 @@
-"""A process that says what logits a bundle gives, for one instruction set: ``python -m tests.bit_identity FOLDER IDS STAGES``.
+"""What logits a bundle gives, for one instruction set: ``python -m tests.bit_identity FOLDER IDS STAGES``.
 
 IDS and STAGES are JSON, a stage a token. The tokens go through the bundle whole, in chunks and one by one, with 1 to 4
 threads; what is printed is the SHA-256 of every different result, so one line if all are equal to the last bit.
