@@ -238,7 +238,7 @@ def test_genai_is_measured_beside_it(int8: Path, genai: Path) -> None:
         ("decode", 8, 1),
         ("decode", 20, 1),
     ]
-    assert all(r["ratio"] > 0 for r in result["rows"]) and peer[-1]["ratio_low"] is not None
+    assert all(r["ratio"] > 0 for r in result["rows"]) and peer[-1]["samples"] == 1
     assert result["beside"][-1]["bundle"] == peer[0]["bundle"]
     assert result["versions"][f"genai: {genai.name}"].startswith("genai 0.")
 
